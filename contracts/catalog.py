@@ -1,0 +1,421 @@
+"""What is said about models, their prices, and the resources that creators publish on them."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+
+from contracts.base import Contract, Slug, UserId, Utc
+from contracts.money import Percent, Price, Usd
+
+PriceKind = Literal["fixed", "free", "tiered", "runtime", "unknown"]
+ModelStatus = Literal["available", "retiring", "retired"]
+ModelSort = Literal["popular", "newest", "price", "-price", "context"]
+ResourceStatus = Literal["draft", "published", "paused", "unavailable"]
+ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+MAX_TEMPLATE_CHARS = 100_000
+MAX_INPUT_BYTES = 1024 * 1024
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+
+class PriceOverride(Contract):
+    """Prices that hold instead when all conditions of the entry do; keys it does not name keep the base price."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str]
+
+    min_prompt_tokens: int | None = Field(
+        default=None, description="Applies when the prompt has more tokens than this."
+    )
+    utc_start: str | None = Field(default=None, description="HHMM, from this minute on; may wrap over midnight.")
+    utc_end: str | None = Field(default=None, description="HHMM, up to but without this minute.")
+
+
+class ModelPricing(Contract):
+    """USD per token as strings, exactly as upstream gives them; further price keys (`image`, `web_search`, …) likewise.
+
+    `fixed`: the two prices hold. `tiered`: `overrides` change them. `free`: really free. `runtime`: decided when it
+    runs (upstream says -1). `unknown`: upstream says 0 although it bills something.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str]
+
+    prompt: str
+    completion: str
+    overrides: list[PriceOverride] = []
+    price_kind: PriceKind
+
+
+class Model(Contract):
+    """A model of the catalog."""
+
+    id: str
+    name: str
+    provider: str = Field(description="The author part of the id.")
+    description: str
+    context_length: int | None
+    max_completion_tokens: int | None
+    input_modalities: list[str]
+    output_modalities: list[str]
+    pricing: ModelPricing
+    price_kind: PriceKind
+    supported_parameters: list[str]
+    badges: list[str]
+    curated: bool
+    curated_reason: str | None = None
+    popularity_rank: int | None
+    status: ModelStatus
+    retires_on: date | None
+    executable: bool = Field(description="False for what chat cannot run; `not_executable_reason` says why.")
+    not_executable_reason: str | None = None
+    created_at: Utc
+
+
+class PriceChange(Contract):
+    """From when on which price held."""
+
+    since: Utc
+    pricing: ModelPricing
+
+
+class ModelDetail(Model):
+    alias_target: str | None = Field(default=None, description="What a moving alias points to today.")
+    replacement: str | None = Field(default=None, description="What to use instead, once retired.")
+    price_history: list[PriceChange] = []
+
+
+class SearchModels(Contract):
+    q: str | None = Field(default=None, max_length=200)
+    provider: str | None = None
+    input_modality: str | None = None
+    output_modality: str | None = None
+    capability: str | None = Field(default=None, description="A badge or a supported parameter, such as `tools`.")
+    max_prompt_price: Price | None = Field(default=None, description="USD per token.")
+    max_completion_price: Price | None = Field(default=None, description="USD per token.")
+    min_context: int | None = Field(default=None, ge=0)
+    curated: bool | None = None
+    status: ModelStatus | None = Field(default=None, description="Without it, retired models are left out.")
+    sort: ModelSort = "popular"
+    cursor: str | None = Field(default=None, max_length=500)
+    limit: int = Field(default=50, ge=1, le=200)
+
+
+class ModelPage(Contract):
+    items: list[Model]
+    total: int
+    next_cursor: str | None
+
+
+class ModelRef(Contract):
+    id: ModelId
+
+
+# Prices of a resource -------------------------------------------------------------------------------------------------
+
+
+class FixedPrice(Contract):
+    mode: Literal["fixed"]
+    price_usd: Price
+
+
+class CostPlusPrice(Contract):
+    """What the run cost plus a percentage, kept between `min_usd` and `max_usd`."""
+
+    mode: Literal["cost_plus"]
+    markup_percent: Percent
+    min_usd: Price | None = None
+    max_usd: Price = Field(description="Required: it is what a caller can at most be asked to pay.")
+
+    @model_validator(mode="after")
+    def _minimum_fits(self) -> CostPlusPrice:
+        if self.min_usd is not None and self.min_usd > self.max_usd:
+            raise ValueError("min_usd is above max_usd")
+        return self
+
+
+Pricing = Annotated[FixedPrice | CostPlusPrice, Field(discriminator="mode")]
+
+
+def _price_as_fixed(value: Any) -> Any:
+    return {"mode": "fixed", "price_usd": value} if isinstance(value, str | int | float) else value
+
+
+class EstimateCost(Contract):
+    """What a call would cost. Give the prompt or its number of tokens."""
+
+    model_id: ModelId
+    prompt: str | None = Field(default=None, max_length=1_000_000)
+    prompt_tokens: int | None = Field(default=None, ge=0, le=100_000_000)
+    max_tokens: int | None = Field(default=None, ge=1, le=100_000_000)
+    images_in: int = Field(default=0, ge=0, le=100)
+    images_out: int = Field(default=0, ge=0, le=10)
+    web_searches: int = Field(default=0, ge=0, le=100)
+    price: Annotated[Pricing | None, BeforeValidator(_price_as_fixed)] = Field(
+        default=None, description="A price of yours (an amount, or a whole pricing) to see the margin at."
+    )
+
+
+class CostRange(Contract):
+    low_usd: Usd | None
+    expected_usd: Usd | None
+    ceiling_usd: Usd | None = Field(
+        description="No call within these limits can cost more; null where nobody can know."
+    )
+
+
+class Estimate(CostRange):
+    model_id: str
+    price_kind: PriceKind
+    prompt_tokens: int
+    expected_completion_tokens: int
+    max_completion_tokens: int | None
+    assumptions: list[str]
+    price_usd: Usd | None = Field(default=None, description="What a caller would pay for the expected call.")
+    margin: CostRange | None = Field(default=None, description="Your price less the cost, in each of the three cases.")
+
+
+# Resources ------------------------------------------------------------------------------------------------------------
+
+
+class OpenRouterConfig(Contract):
+    model_id: ModelId
+    fallback_models: list[ModelId] = Field(default=[], max_length=5)
+    system_prompt: str | None = Field(default=None, max_length=MAX_TEMPLATE_CHARS)
+    prompt_template: str = Field(
+        min_length=1, max_length=MAX_TEMPLATE_CHARS, description="`{{name}}` stands for an input."
+    )
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    max_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
+    modalities: list[Literal["text", "image", "audio"]] = Field(default=["text"], min_length=1)
+    parameters: dict[str, JsonValue] = Field(
+        default={}, description="Further request parameters, such as `top_p` or `tools`."
+    )
+
+
+class InputField(Contract):
+    """One thing that a caller fills in."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+    type: Literal["text", "number", "boolean", "choice"] = "text"
+    description: str | None = Field(default=None, max_length=1000)
+    required: bool = True
+    default: str | int | float | bool | None = None
+    max_length: int | None = Field(default=None, ge=1, le=MAX_INPUT_BYTES, description="Characters, for text.")
+    minimum: float | None = Field(default=None, description="For numbers.")
+    maximum: float | None = Field(default=None, description="For numbers.")
+    choices: list[str] | None = Field(default=None, min_length=1, max_length=200)
+
+
+class Timeouts(Contract):
+    """How long a run may take, in seconds."""
+
+    first_token_s: float = Field(default=60, gt=0, le=600)
+    idle_s: float = Field(default=30, gt=0, le=600)
+    total_s: float = Field(default=300, gt=0, le=600)
+
+
+class ResourceDraft(Contract):
+    """A resource as its creator writes it."""
+
+    resource_type: Literal["openrouter_instant"]
+    name: str = Field(min_length=1, max_length=120)
+    slug: Slug
+    description: str = Field(default="", max_length=5000)
+    openrouter_config: OpenRouterConfig
+    inputs: list[InputField] = Field(default=[], max_length=50)
+    pricing: Pricing
+    timeouts: Timeouts = Timeouts()
+
+
+class ResourcePatch(Contract):
+    """What an edit changes; a field that is not given stays as it is."""
+
+    name: str | None = Field(default=None, min_length=1, max_length=120)
+    slug: Slug | None = None
+    description: str | None = Field(default=None, max_length=5000)
+    openrouter_config: OpenRouterConfig | None = None
+    inputs: list[InputField] | None = Field(default=None, max_length=50)
+    pricing: Pricing | None = None
+    timeouts: Timeouts | None = None
+    expected_version: int | None = Field(
+        default=None, description="Refused with `conflict` when somebody edited meanwhile."
+    )
+
+
+class Availability(Contract):
+    """Whether a run can succeed today, and if not, why and what to do."""
+
+    available: bool
+    reason: str | None = None
+    replacement: str | None = Field(default=None, description="A model that could take over.")
+
+
+class Resource(ResourceDraft):
+    """A stored resource, as its owner sees it."""
+
+    id: UUID
+    owner: UserId
+    version: int
+    status: ResourceStatus
+    model: Model
+    badges: list[str]
+    availability: Availability
+    warnings: list[str] = []
+    input_schema: dict[str, JsonValue] = Field(description="JSON Schema of `input`.")
+    created_at: Utc
+    updated_at: Utc
+
+
+class CreateResource(Contract):
+    owner: UserId
+    draft: ResourceDraft
+
+
+class UpdateResource(Contract):
+    owner: UserId
+    id: UUID
+    patch: ResourcePatch
+
+
+class ResourceRef(Contract):
+    """One resource of an owner, to get, publish, pause or delete."""
+
+    owner: UserId
+    id: UUID
+
+
+class ListResources(Contract):
+    owner: UserId
+    status: ResourceStatus | None = None
+    cursor: str | None = Field(default=None, max_length=500)
+    limit: int = Field(default=50, ge=1, le=200)
+
+
+class ResourcePage(Contract):
+    items: list[Resource]
+    total: int
+    next_cursor: str | None
+
+
+class CheckDraft(Contract):
+    """Validate and resolve a resource that nobody has saved."""
+
+    owner: UserId
+    draft: ResourceDraft
+
+
+class ResolveResource(Contract):
+    ref: str = Field(min_length=1, max_length=300, description="An id, or `owner/slug`.")
+
+
+class ResolvedResource(Contract):
+    """Everything an executor needs to run a resource, at one version. Whether the caller may is decided there."""
+
+    resource_id: UUID | None = Field(description="Null for a draft.")
+    owner: UserId
+    slug: str
+    version: int
+    status: ResourceStatus
+    config: OpenRouterConfig
+    inputs: list[InputField]
+    pricing: Pricing
+    timeouts: Timeouts
+    model: Model
+    availability: Availability
+
+
+# Listings -------------------------------------------------------------------------------------------------------------
+
+
+class Listing(Contract):
+    """What a buyer sees: no key, no cost, no prompt."""
+
+    id: UUID
+    owner: UserId
+    slug: str
+    name: str
+    description: str
+    inputs: list[InputField]
+    input_schema: dict[str, JsonValue]
+    output_modalities: list[str]
+    pricing_mode: Literal["fixed", "cost_plus"]
+    price_usd: Usd | None = Field(description="The fixed price; null where it depends on the run.")
+    max_price_usd: Usd = Field(description="No run is charged more.")
+    badges: list[str]
+    available: bool
+    version: int
+    updated_at: Utc
+
+
+class SearchListings(Contract):
+    q: str | None = Field(default=None, max_length=200)
+    cursor: str | None = Field(default=None, max_length=500)
+    limit: int = Field(default=50, ge=1, le=200)
+
+
+class ListingRef(Contract):
+    owner: UserId
+    slug: str = Field(max_length=80)
+
+
+class ListingPage(Contract):
+    items: list[Listing]
+    total: int
+    next_cursor: str | None
+
+
+# Syncs and events -----------------------------------------------------------------------------------------------------
+
+
+class SyncCatalog(Contract):
+    """Read the upstream list now."""
+
+    requested_by: str = Field(max_length=200)
+
+
+class SyncReport(Contract):
+    id: int
+    outcome: Literal["applied", "unchanged", "refused", "failed"]
+    started_at: Utc
+    finished_at: Utc
+    requested_by: str
+    models: int = Field(description="How many models upstream listed.")
+    added: list[str] = []
+    retired: list[str] = []
+    returned: list[str] = []
+    repriced: list[str] = []
+    reason: str | None = Field(default=None, description="Why it was refused or failed.")
+
+
+class ListSyncs(Contract):
+    limit: int = Field(default=20, ge=1, le=100)
+
+
+class SyncList(Contract):
+    items: list[SyncReport]
+
+
+class CatalogSynced(Contract):
+    sync_id: int
+    models: int
+
+
+class ModelChanged(Contract):
+    model_id: str
+    change: Literal["added", "retired", "returned", "repriced"]
+    sync_id: int
+
+
+class ResourceChanged(Contract):
+    resource_id: UUID
+    owner: UserId
+    slug: str
+    version: int
+    change: Literal["created", "updated", "published", "paused", "deleted", "availability"]
