@@ -1,0 +1,33 @@
+"""Picks ports on the loopback interface. Free ones are taken below Linux' ephemeral range: a port from inside it can
+be grabbed by any outgoing connection between the moment it is picked and the moment its server listens."""
+
+import random
+import socket
+
+HOST = "127.0.0.1"
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on this port now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # A server sets this as well: without it, closed connections of the previous run would look like a listener.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    for _ in range(1000):
+        port = random.randrange(20_000, 32_000)
+        if port_is_free(port):
+            return port
+    raise RuntimeError("no free port between 20000 and 32000 on 127.0.0.1")
+
+
+def next_free_port(after: int, avoid: frozenset[int] = frozenset()) -> int:
+    """The first free port above `after` that is not in `avoid`."""
+    return next(port for port in range(after + 1, 65_536) if port not in avoid and port_is_free(port))
