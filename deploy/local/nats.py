@@ -35,6 +35,7 @@ class Nats:
         self.port = port
         self.url = f"nats://{HOST}:{port}"
         config = directory / "nats.conf"
+        directory.mkdir(parents=True, exist_ok=True)
         write_private(config, _configuration(directory / "nats", port, store_key, authorization))
         self.child = Child(
             "nats",
