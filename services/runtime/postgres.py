@@ -1,0 +1,65 @@
+"""The one way a service reaches Postgres: a pool with our codecs, a deadline on every command, and a name to be seen by.
+
+A foreign error becomes ours at the edge: `unavailable_when_down` turns a lost or refused connection into `unavailable`,
+so that a database that is restarting looks the same to every caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import orjson
+
+from contracts.errors import ErrorCode, ServiceError
+
+_DOWN = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    OSError,
+    TimeoutError,
+)
+
+
+async def _set_codecs(connection: asyncpg.Connection) -> None:
+    for name in ("json", "jsonb"):
+        await connection.set_type_codec(
+            name, schema="pg_catalog", encoder=lambda value: orjson.dumps(value).decode(), decoder=orjson.loads
+        )
+
+
+async def create_pool(
+    url: str, *, service: str, min_size: int = 2, max_size: int = 10, command_timeout_s: float = 10
+) -> asyncpg.Pool:
+    """A pool whose connections speak JSON as dicts, numeric as Decimal and uuid as UUID."""
+    return await asyncpg.create_pool(
+        url,
+        init=_set_codecs,
+        min_size=min_size,
+        max_size=max_size,
+        command_timeout=command_timeout_s,
+        server_settings={"application_name": f"x402jobs-{service}", "timezone": "UTC"},
+    )
+
+
+@asynccontextmanager
+async def unavailable_when_down() -> AsyncIterator[None]:
+    """Turn a database that cannot be reached into ServiceError UNAVAILABLE."""
+    try:
+        yield
+    except _DOWN as error:
+        raise ServiceError(
+            ErrorCode.UNAVAILABLE, "The database cannot be reached at the moment; try again shortly.", retry_after_s=1
+        ) from error
+
+
+async def ping(pool: asyncpg.Pool) -> Any:
+    """For readiness: one round trip."""
+    async with pool.acquire(timeout=2) as connection:
+        return await connection.fetchval("SELECT 1", timeout=2)

@@ -1,0 +1,183 @@
+"""The life of a service: start in order, run until told to stop, stop in the reverse order without losing anything.
+
+Start: health endpoint, what the service needs (pools), bus. Stop on SIGTERM or SIGINT: not ready any more, HTTP finishes
+its requests, the bus drains, background tasks end, the rest closes. Any service may be started before the things it
+needs are there: it waits, alive and not ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+import uvicorn
+import uvloop
+from prometheus_client import CollectorRegistry, Gauge
+
+from services.runtime.bus import Bus
+from services.runtime.health import Health
+from services.runtime.logs import configure_logs
+from services.runtime.settings import ServiceSettings
+
+log = structlog.get_logger()
+
+Hook = Callable[[], Awaitable[None]]
+_RESTART_DELAY_S = 1.0
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: the service decides when to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Service:
+    """One instance of one service, wired by its `build`."""
+
+    def __init__(
+        self, name: str, settings: ServiceSettings, registry: CollectorRegistry, *, drain_timeout_s: float = 30
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.registry = registry
+        self.instance = settings.instance or f"{name}-{socket.gethostname()}-{time.time_ns() % 10**9:09d}"
+        self.health = Health(registry)
+        self.bus = Bus(
+            service=name,
+            instance=self.instance,
+            url=settings.nats_url,
+            user=settings.nats_user or name,
+            password=settings.nats_password.get_secret_value(),
+            registry=registry,
+        )
+        self.health.add("bus", self.bus.ping)
+        self._drain_timeout_s = drain_timeout_s
+        self._before_bus: list[Hook] = []
+        self._after_bus: list[Hook] = []
+        self._stop_hooks: list[Hook] = []
+        self._background: list[tuple[str, Hook]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._servers: list[tuple[_HttpServer, asyncio.Task[None]]] = []
+        self._apps: list[tuple[Any, str, int]] = [(self.health, settings.metrics_host, settings.metrics_port)]
+        self.started = Gauge("x402jobs_started_timestamp_seconds", "When this process became ready.", registry=registry)
+
+    def before_bus(self, hook: Hook) -> None:
+        """Run at start before the bus is connected: pools, caches that handlers need."""
+        self._before_bus.append(hook)
+
+    def after_bus(self, hook: Hook) -> None:
+        """Run at start once the bus is connected: streams, first loads."""
+        self._after_bus.append(hook)
+
+    def on_stop(self, hook: Hook) -> None:
+        """Run at stop, last registered first, after the bus has drained and before it closes."""
+        self._stop_hooks.append(hook)
+
+    def background(self, name: str, work: Hook) -> None:
+        """Keep `work` running from start to stop; when it dies it is logged and begun again."""
+        self._background.append((name, work))
+
+    def serve_http(self, app: Any, host: str, port: int) -> None:
+        """Serve a further ASGI application; it listens once everything else is up."""
+        self._apps.append((app, host, port))
+
+    async def start(self) -> None:
+        await self._listen(*self._apps[0])
+        for hook in self._before_bus:
+            await hook()
+        await self.bus.start()
+        for hook in self._after_bus:
+            await hook()
+        self._tasks = [asyncio.create_task(self._supervise(name, work)) for name, work in self._background]
+        for app, host, port in self._apps[1:]:
+            await self._listen(app, host, port)
+        self.started.set_to_current_time()
+        log.info("service_ready")
+
+    async def _listen(self, app: Any, host: str, port: int) -> None:
+        config = uvicorn.Config(
+            app, host=host, port=port, loop="none", lifespan="off", log_config=None, access_log=False, server_header=False,
+            timeout_graceful_shutdown=int(self._drain_timeout_s), timeout_keep_alive=75,
+        )  # fmt: skip
+        server = _HttpServer(config)
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            if task.done():
+                # uvicorn leaves with SystemExit when it cannot listen, after it has logged why.
+                raise OSError(f"cannot listen on {host}:{port}; is the port in use?")
+            await asyncio.sleep(0.01)
+        bound = server.servers[0].sockets[0].getsockname()[1]
+        self._servers.append((server, task))
+        log.info("listening", host=host, port=bound)
+
+    async def _supervise(self, name: str, work: Hook) -> None:
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                log.exception("background_failed", task=name, error=type(error).__name__)
+            await asyncio.sleep(_RESTART_DELAY_S)
+
+    async def stop(self) -> None:
+        log.info("service_stopping")
+        self.health.stopping = True
+        for server, task in reversed(self._servers[1:]):
+            server.should_exit = True
+            await task
+        if self.bus.connected:
+            await self.bus.drain(self._drain_timeout_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for hook in reversed(self._stop_hooks):
+            try:
+                await hook()
+            except Exception as error:
+                log.exception("stop_hook_failed", error=type(error).__name__)
+        await self.bus.close()
+        for server, task in self._servers[:1]:
+            server.should_exit = True
+            await task
+        log.info("service_stopped")
+
+
+@asynccontextmanager
+async def running(service: Service) -> AsyncIterator[Service]:
+    """The service, started; stopped at the end of the block."""
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.stop()
+
+
+async def _run(build: Callable[[], Service]) -> None:
+    service = build()
+    configure_logs(service.name, service.instance, service.settings.log_format, service.settings.log_level)
+    told_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told_to_stop.set)
+    starting = asyncio.create_task(service.start())
+    stopping = asyncio.create_task(told_to_stop.wait())
+    await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        return
+    starting.result()
+    await stopping
+    await service.stop()
+
+
+def run(build: Callable[[], Service]) -> None:
+    """The whole of a service's `main`: build, start, wait for a signal, stop. Exits 0 after a clean stop."""
+    uvloop.run(_run(build))
