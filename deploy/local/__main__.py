@@ -21,6 +21,7 @@ from deploy.local.tokens import sign_token
 
 WATCH_S = 0.3
 BACKOFF_S = (0.5, 1, 2, 5, 10, 30)
+FORGET_S = 300
 
 
 def main() -> int:
@@ -111,7 +112,7 @@ def _stop_signals(stack: Stack) -> asyncio.Event:
 async def _watch(stack: Stack) -> None:
     """Shows warnings and brings back what ends by itself."""
     follower = LogFollower(stack.directory / "logs")
-    failures: dict[str, int] = {}
+    restarts: dict[str, list[float]] = {}
     down: set[str] = set()
     while True:
         for line in follower.serious_lines():
@@ -119,11 +120,12 @@ async def _watch(stack: Stack) -> None:
         down.update(stack.died())
         for name in [name for name in stack.parts if name in down]:
             part = stack.parts[name]
-            wait_s = BACKOFF_S[min(failures.get(name, 0), len(BACKOFF_S) - 1)]
+            recent = [moment for moment in restarts.get(name, []) if time.monotonic() - moment < FORGET_S]
+            wait_s = BACKOFF_S[min(len(recent), len(BACKOFF_S) - 1)]
             print(f"{name} ended with exit code {part.child.exit_code}; starting it again in {wait_s} s", flush=True)
             print(part.child.tail(8), flush=True)
             await asyncio.sleep(wait_s)
-            failures[name] = failures.get(name, 0) + 1
+            restarts[name] = [*recent, time.monotonic()]
             try:
                 await part.start()
             except ProcessError as error:

@@ -6,6 +6,9 @@ import socket
 
 HOST = "127.0.0.1"
 
+# A stack picks all its ports before most of its servers listen; none may be picked twice.
+_handed_out: set[int] = set()
+
 
 def port_is_free(port: int) -> bool:
     """Whether a server could listen on this port now."""
@@ -20,10 +23,11 @@ def port_is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """A port nobody listens on, and that this process was not given before."""
     for _ in range(1000):
         port = random.randrange(20_000, 32_000)
-        if port_is_free(port):
+        if port not in _handed_out and port_is_free(port):
+            _handed_out.add(port)
             return port
     raise RuntimeError("no free port between 20000 and 32000 on 127.0.0.1")
 
