@@ -63,9 +63,11 @@ class Sandbox:
 
     async def start(self) -> None:
         """Starts the sandbox and returns when it has printed its address. Raises `ProcessError`."""
+        # After a restart the log still holds the line of the run before.
+        begin = self.child.log.stat().st_size if self.child.log.exists() else 0
         self.child.start()
         deadline = time.monotonic() + START_TIMEOUT_S
-        while (ready := _ready_line(self.child.log)) is None:
+        while (ready := _ready_line(self.child.log, begin)) is None:
             self.child.check()
             if time.monotonic() > deadline:
                 raise self.child.failure(f"is not ready after {START_TIMEOUT_S} s")
@@ -105,7 +107,6 @@ async def _unreadiness(session: aiohttp.ClientSession, service: Service) -> str 
         return f"{type(error).__name__}: {error}"
 
 
-def _ready_line(log: Path) -> str | None:
-    # The last one: after a restart the log still holds the line of the run before.
-    lines = re.findall(r"^sandbox ready (\S+)$", log.read_text(errors="replace"), re.MULTILINE)
-    return lines[-1] if lines else None
+def _ready_line(log: Path, begin: int) -> str | None:
+    line = re.search(rb"^sandbox ready (\S+)$", log.read_bytes()[begin:], re.MULTILINE)
+    return line.group(1).decode() if line else None

@@ -149,7 +149,9 @@ class Stack:
         await self.nats.start()
         self.parts["postgres"] = self.postgres
         await self.postgres.start()
-        self._sandbox = Sandbox(self._child("sandbox", "deploy.sandbox", dict(self._settings.get("sandbox", {}))))
+        # A fixed port, so that services find the sandbox again after it was restarted.
+        sandbox_env = {"SANDBOX_PORT": str(free_port()), **self._settings.get("sandbox", {})}
+        self._sandbox = Sandbox(self._child("sandbox", "deploy.sandbox", sandbox_env))
         self.parts["sandbox"] = self._sandbox
         await self._sandbox.start()
         await self.postgres.create_database(DATABASE)

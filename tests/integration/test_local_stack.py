@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import asyncpg
 import nats
 import psutil  # type: ignore[import-untyped,unused-ignore]
@@ -27,6 +28,7 @@ from deploy.local.nats import Nats
 from deploy.local.ports import free_port
 from deploy.local.postgres import Postgres
 from deploy.local.process import Child, ProcessError, inherited_environment
+from deploy.local.service import Sandbox
 from deploy.local.settings import settings_from
 from deploy.local.stack import Stack
 from deploy.local.terminal import LogFollower
@@ -295,6 +297,22 @@ async def test_child_that_ends_by_itself_is_noticed_with_its_last_words(tmp_path
     await until(lambda: child.died)
     with pytest.raises(ProcessError, match=r"(?s)unlucky ended with exit code 3.*no such luck"):
         child.check()
+
+
+async def test_sandbox_has_the_same_address_when_it_was_killed_and_started_again(tmp_path: Path) -> None:
+    env = {**inherited_environment(), "SANDBOX_PORT": str(free_port())}
+    command = [sys.executable, "-m", "deploy.sandbox"]
+    sandbox = Sandbox(Child("sandbox", command, env=env, log=tmp_path / "sandbox.log", cwd=ROOT))
+    await sandbox.start()
+    try:
+        first = sandbox.url
+        await sandbox.kill()
+        await sandbox.start()
+        assert sandbox.url == first == f"http://127.0.0.1:{env['SANDBOX_PORT']}/api/v1"
+        async with aiohttp.ClientSession() as session, session.get(f"{first}/models") as answer:
+            assert answer.status == 200
+    finally:
+        await sandbox.stop()
 
 
 RUN_SERVERS = """
