@@ -157,9 +157,9 @@ class EstimateCost(Contract):
     images_in: int = Field(default=0, ge=0, le=100)
     images_out: int = Field(default=0, ge=0, le=10)
     web_searches: int = Field(default=0, ge=0, le=100)
-    price: Annotated[Pricing | None, BeforeValidator(_price_as_fixed)] = Field(
-        default=None, description="A price of yours (an amount, or a whole pricing) to see the margin at."
-    )
+    price: Annotated[
+        Pricing | None, BeforeValidator(_price_as_fixed, json_schema_input_type=Pricing | Price | None)
+    ] = Field(default=None, description="A price of yours (an amount, or a whole pricing) to see the margin at.")
 
 
 class CostRange(Contract):
