@@ -1,0 +1,80 @@
+"""Asks upstream about a key with `GET /key`, which is free. The answer is facts or a clear refusal; everything that is
+neither (no answer, an outage, nonsense) is raised, because it says nothing about the key.
+
+No exception that leaves here has the request, and with it the key, in its chain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+from pydantic import SecretStr
+
+from contracts.errors import ErrorCode, ServiceError, invalid
+from services.keys.envelope import mode_of
+from services.keys.facts import KeyFacts, Refusal, read_facts
+
+TIMEOUT_S = 10
+_RETRY_AFTER_S = 10
+
+
+class Verifier:
+    """The upstream of live keys, and the sandbox of test keys where one is configured. Base URLs end in `/api/v1`."""
+
+    def __init__(self, live_url: str, sandbox_url: str | None) -> None:
+        self._urls = {"live": live_url, "test": sandbox_url}
+        self._client = httpx.AsyncClient(timeout=TIMEOUT_S)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def ask(self, key: SecretStr) -> KeyFacts | Refusal:
+        """What upstream says about the key.
+
+        Raises ServiceError INVALID for a test key where there is no test mode, UNAVAILABLE when upstream cannot be
+        reached or is overloaded, UPSTREAM when its answer makes no sense.
+        """
+        base = self._urls[mode_of(key)]
+        if base is None:
+            raise invalid("api_key", "Test keys do not work here: connect a live OpenRouter key.")
+        response = await self._get(f"{base.rstrip('/')}/key", key)
+        match response.status_code:
+            case 200:
+                try:
+                    return read_facts(response.content)
+                except ValueError:
+                    raise _nonsense() from None
+            case 401:
+                return Refusal.UNKNOWN_KEY
+            case 402:
+                return Refusal.NO_CREDITS
+            case 408 | 429:
+                raise _unreachable()
+            case status if status >= 500:
+                raise _unreachable()
+            case _:
+                raise _nonsense()
+
+    async def _get(self, url: str, key: SecretStr) -> httpx.Response:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await self._client.get(url, headers={"Authorization": f"Bearer {key.get_secret_value()}"})
+        except (httpx.HTTPError, TimeoutError):
+            raise _unreachable() from None
+
+
+def _unreachable() -> ServiceError:
+    return ServiceError(
+        ErrorCode.UNAVAILABLE,
+        "OpenRouter cannot be asked about the key at the moment; nothing was changed. Try again shortly.",
+        retry_after_s=_RETRY_AFTER_S,
+    )
+
+
+def _nonsense() -> ServiceError:
+    return ServiceError(
+        ErrorCode.UPSTREAM,
+        "OpenRouter gave no usable answer about the key; nothing was changed. Try again shortly.",
+        retry_after_s=_RETRY_AFTER_S,
+    )
