@@ -14,11 +14,8 @@ import signal
 from pathlib import Path
 
 import uvloop
-from aiohttp import web
 
-from deploy.sandbox.app import Settings, build
-
-CLOSE_TIMEOUT_S = 0.2
+from deploy.sandbox.app import Settings, running
 
 
 def _path(name: str) -> Path | None:
@@ -38,16 +35,9 @@ async def serve() -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner = web.AppRunner(
-        build(settings), access_log=None, handler_cancellation=True, shutdown_timeout=CLOSE_TIMEOUT_S
-    )
-    await runner.setup()
-    site = web.TCPSite(runner, host, int(os.environ.get("SANDBOX_PORT", "0")))
-    await site.start()
-    port = runner.addresses[0][1]
-    print(f"sandbox ready http://{host}:{port}/api/v1", flush=True)
-    await stop.wait()
-    await runner.cleanup()
+    async with running(settings, host, int(os.environ.get("SANDBOX_PORT", "0"))) as url:
+        print(f"sandbox ready {url}/api/v1", flush=True)
+        await stop.wait()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import hashlib
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -22,6 +24,7 @@ from deploy.sandbox.recordings import Recording, load_recordings
 from deploy.sandbox.wire import number
 
 MAX_BODY_BYTES = 128 * 1024 * 1024
+CLOSE_TIMEOUT_S = 0.2
 DEFAULT_PAGE = 500
 MAX_PAGE = 1000
 GENERATION_DELAY_S = 0.3
@@ -80,6 +83,20 @@ def build(settings: Settings) -> web.Application:
     app.router.add_post("/sandbox/reset", api.reset)
     app.on_response_prepare.append(_trim_headers)
     return app
+
+
+@asynccontextmanager
+async def running(settings: Settings, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+    """The stand-in, listening at the URL that is given out (without `/api/v1`); calls that still run at the end are cut."""
+    runner = web.AppRunner(
+        build(settings), access_log=None, handler_cancellation=True, shutdown_timeout=CLOSE_TIMEOUT_S
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        yield f"http://{host}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 async def _trim_headers(_: web.Request, response: web.StreamResponse) -> None:
@@ -218,6 +235,7 @@ class _Api:
 
 def _key_facts(key: Key, used: Decimal) -> dict[str, Any]:
     spent = number(used)
+    free_daily = 50 if key.is_free_tier else 1000
     return {
         "label": key.label,
         "is_management_key": key.is_management,
@@ -240,7 +258,7 @@ def _key_facts(key: Key, used: Decimal) -> dict[str, Any]:
         "organization_id": None,
         "workspace_id": WORKSPACE,
         "allowed_data_regions": ["global"],
-        "free_model_daily_requests": {"used": 0, "limit": 50 if key.is_free_tier else 1000, "remaining": 50},
+        "free_model_daily_requests": {"used": 0, "limit": free_daily, "remaining": free_daily},
         "rate_limit": {"requests": -1, "interval": "10s", "note": "This field is deprecated and safe to ignore."},
     }
 

@@ -5,6 +5,7 @@ the models that were there. `sandbox/…` and `recorded/…` never come from a f
 """
 
 import hashlib
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ class Catalog:
     extra: list[Model]
     version: int = 0
     models: dict[str, Model] = field(default_factory=dict)
-    _stamp: tuple[int, int, int] | None = None
+    _stamp: tuple[int, int, int] | None = None  # of the file that was read last, good or bad
 
     def __post_init__(self) -> None:
         self._typed = load_typed()
@@ -139,15 +140,17 @@ class Catalog:
         try:
             stat = self.file.stat()
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            if stamp == self._stamp:
-                return
+        except OSError:
+            stamp = (0, 0, 0)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
             document = orjson.loads(self.file.read_bytes())
             models = document["data"] if isinstance(document, dict) else document
             self._take([model for model in models if isinstance(model, dict) and "id" in model])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"sandbox: catalog file not read: {type(error).__name__}", flush=True)
-            return
-        self._stamp = stamp
+            print(f"sandbox: catalog file not read: {type(error).__name__}", file=sys.stderr, flush=True)
 
     def listing(self, wanted: frozenset[str] | None, sort: str | None) -> list[Model]:
         """The models that give out one of the wanted kinds (None: all of them), sorted as OpenRouter's `sort` says."""
@@ -157,7 +160,7 @@ class Catalog:
         if sort in ("most-popular", "top-weekly"):
             models.sort(key=self._popularity)
         elif sort in ("pricing-low-to-high", "pricing-high-to-low"):
-            models.sort(key=lambda model: float(model["pricing"]["prompt"]), reverse=sort == "pricing-high-to-low")
+            models.sort(key=_prompt_price, reverse=sort == "pricing-high-to-low")
         elif sort == "context-high-to-low":
             models.sort(key=lambda model: -(model.get("context_length") or 0))
         return models
@@ -181,7 +184,7 @@ class Catalog:
         target = self.models.get((model.get("alias_target") or {}).get("slug", ""))
         if target is not None:
             return target
-        if model["pricing"].get("prompt") == "-1":
+        if _prompt_price(model) < 0:
             return min(filter(_is_ordinary, self.models.values()), key=_prompt_price, default=model)
         return model
 
@@ -198,7 +201,7 @@ def is_free(model: Model) -> bool:
 
 
 def _prompt_price(model: Model) -> float:
-    return float(model["pricing"]["prompt"])
+    return float((model.get("pricing") or {}).get("prompt") or 0)
 
 
 def _is_ordinary(model: Model) -> bool:

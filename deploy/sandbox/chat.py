@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 
 import orjson
@@ -54,7 +54,9 @@ class Replay(web.Response):
 class _Prebuilt:
     stream: bytes
     plain: bytes
-    made: Composition
+    model: str
+    completion_tokens: int
+    cost: Decimal
 
 
 def read_key(headers: Mapping[str, str]) -> Key | Refusal:
@@ -109,7 +111,8 @@ class Chat:
         answer = fast_answer(chunks)
         made = Composition(answer, NO_ID, int(time.time()), model_id, model_id, FAST_PROMPT_TOKENS, prices)
         stream = b"".join(frame.data for frame in stream_frames(made))
-        return _Prebuilt(stream, PADDING + orjson.dumps(document(made)), made)
+        plain = PADDING + orjson.dumps(document(made))
+        return _Prebuilt(stream, plain, model_id, made.completion_tokens, made.cost)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request, from its key to the last byte."""
@@ -119,7 +122,7 @@ class Chat:
         try:
             content = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            return refusal_response(errors.of_mode("status-413", "", "", None) or errors.FLAKY)
+            return refusal_response(errors.TOO_LARGE)
         chat = parse_request(content)
         if isinstance(chat, Refusal):
             return refusal_response(chat)
@@ -147,11 +150,12 @@ class Chat:
             return self._send_fast(self._fast[model_id], chat, key)
         model = self.catalog.find(model_id)
         assert model is not None
-        if model_id.startswith("recorded/"):
-            return self._replay(self.recordings[model_id.removeprefix("recorded/")], chat, key)
-        mode = model_id.removeprefix("sandbox/") if model_id.startswith("sandbox/") else None
+        owner, _, name = model["id"].partition("/")
+        if owner == "recorded" and name in self.recordings:
+            return self._replay(self.recordings[name], chat, key)
+        mode = name if owner == "sandbox" and name in MODES else None
         served = self.catalog.served(model)
-        refusal = self._mode_refusal(mode, chat, key) if mode in MODES else _model_refusal(model, served, chat)
+        refusal = self._mode_refusal(mode, chat, key) if mode else _model_refusal(model, served, chat)
         if refusal is not None:
             return refusal
         answer = mode_answer(mode, chat) if mode else ordinary_answer(chat, served)
@@ -170,40 +174,48 @@ class Chat:
         script = script_of(made, mode, chat.stream)
         if mode is None:
             script = paced(script, self.first_token_s, self.tokens_per_s)
-        call = self._begin(made, key, chat, stated=not is_free(served))
+        call = Call(
+            generation_id=made.generation_id,
+            model=made.model,
+            requested=model_id,
+            key=key.hash,
+            streamed=chat.stream,
+            started_at=now,
+            is_byok=made.is_byok,
+            prompt_tokens=made.prompt_tokens,
+            stated=not is_free(served),
+        )
+        self.ledger.begin(call)
         return await self._play(request, script, made, call)
 
-    def _mode_refusal(self, mode: str | None, chat: ChatRequest, key: Key) -> Refusal | None:
-        if mode is not None and mode.startswith("status-"):
+    def _mode_refusal(self, mode: str, chat: ChatRequest, key: Key) -> Refusal | None:
+        if mode.startswith("status-"):
             return errors.of_mode(mode, f"sandbox/{mode}", chat.prompt, chat.max_tokens)
         if mode == "flaky":
             prompt = hashlib.sha256(chat.prompt.encode()).hexdigest()
             return errors.FLAKY if self.ledger.first_try(f"{key.hash} {prompt}") else None
         return None
 
-    def _begin(self, made: Composition, key: Key, chat: ChatRequest, *, stated: bool) -> Call:
+    def _send_fast(self, built: _Prebuilt, chat: ChatRequest, key: Key) -> web.Response:
+        now = time.time()
         call = Call(
-            generation_id=made.generation_id,
-            model=made.model,
-            requested=made.requested,
+            generation_id=new_generation_id(now),
+            model=built.model,
+            requested=built.model,
             key=key.hash,
             streamed=chat.stream,
-            started_at=time.time(),
-            is_byok=made.is_byok,
-            prompt_tokens=made.prompt_tokens,
-            stated=stated,
+            started_at=now,
+            prompt_tokens=FAST_PROMPT_TOKENS,
+            completion_tokens=built.completion_tokens,
+            upstream_cost=built.cost,
+            finish_reason="stop",
+            native_finish_reason="stop",
         )
         self.ledger.begin(call)
-        return call
-
-    def _send_fast(self, built: _Prebuilt, chat: ChatRequest, key: Key) -> web.Response:
-        made = replace(built.made, generation_id=new_generation_id(time.time()))
-        call = self._begin(made, key, chat, stated=True)
-        call.completion_tokens = made.completion_tokens
-        self.ledger.end(call, "completed", made.cost)
+        self.ledger.end(call, "completed", built.cost)
         template = built.stream if chat.stream else built.plain
-        body = template.replace(NO_ID.encode(), made.generation_id.encode())
-        return web.Response(body=body, headers=_headers(made.generation_id, STREAM if chat.stream else PLAIN))
+        body = template.replace(NO_ID.encode(), call.generation_id.encode())
+        return web.Response(body=body, headers=_headers(call.generation_id, STREAM if chat.stream else PLAIN))
 
     def _replay(self, recording: Recording, chat: ChatRequest, key: Key) -> web.Response:
         requested = f"recorded/{recording.case}"

@@ -58,6 +58,7 @@ KEY_LIMIT = refuse(
     "Key limit exceeded (total limit). Manage it using https://openrouter.ai/settings/keys",
     {"limit_source": "openrouter_key_limit", "error_type": "permission_denied"},
 )
+TOO_LARGE = refuse(413, "Request body too large.", {"error_type": "payload_too_large"}, user=False)
 BATCH_ONLY = refuse(
     404,
     "This model is only available through the Batch API. Use the /api/beta/batches endpoint instead.",
@@ -160,7 +161,7 @@ _FIXED = {
     "status-403-limit": KEY_LIMIT,
     "status-404": no_endpoints("that can handle the requested parameters"),
     "status-408": refuse(408, "Request timed out.", {"error_type": "timeout"}),
-    "status-413": refuse(413, "Request body too large.", {"error_type": "payload_too_large"}),
+    "status-413": TOO_LARGE,
     "status-429": provider_error(
         429,
         "sandbox/status-429 is temporarily rate-limited upstream. Please retry shortly.",

@@ -30,7 +30,7 @@ class Prices:
 
 def prices_of(model: Model, prompt_tokens: int, now: datetime | None = None) -> Prices:
     """The prices for a prompt of this size, at this time of day (UTC) where a tier depends on it."""
-    stated = dict(model["pricing"])
+    stated = dict(model.get("pricing") or {})
     for override in stated.pop("overrides", None) or ():
         if _applies(override, prompt_tokens, now or datetime.now(UTC)):
             stated.update(override)
