@@ -242,13 +242,6 @@ EXECUTION_CANCEL = Rpc[execution.GetExecution, execution.ExecutionView](
 EXECUTION_CANCELING = Event[execution.ExecutionCanceling](
     "execution.canceling", execution.ExecutionCanceling, "executor", ("executor",), "The executor that runs it stops."
 )
-EXECUTION_SUBMIT = Job[execution.Execute](
-    "execution.submit",
-    execution.Execute,
-    "executor",
-    ("gateway",),
-    "Fire and forget; ends in `finished`, also when invalid.",
-)
 EXECUTION_FINISHED = Event[execution.Receipt](
     "execution.finished", execution.Receipt, "executor", ("catalog",),
     "The receipt of every run, at least once, with Nats-Msg-Id `<id>:<revision>`.",
@@ -295,7 +288,7 @@ def publisher_of(subject: str) -> str:
 
 
 JOBS_STREAM = Stream(
-    "X402JOBS_JOBS", (EXECUTION_SUBMIT.subject, AS_SUBMIT.subject), "executor", (), "file", "workqueue", 7 * 86_400,
+    "X402JOBS_JOBS", (AS_SUBMIT.subject,), "executor", (), "file", "workqueue", 7 * 86_400,
     1024 * 1024 * 1024, "The inbox of jobs; emptied into rows as fast as they can be committed.",
 )  # fmt: skip
 FRAMES_STREAM = Stream(

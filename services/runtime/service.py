@@ -63,6 +63,7 @@ class Service:
         self._drain_timeout_s = drain_timeout_s
         self._before_bus: list[Hook] = []
         self._after_bus: list[Hook] = []
+        self._drain_hooks: list[Hook] = []
         self._stop_hooks: list[Hook] = []
         self._background: list[tuple[str, Hook]] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -78,8 +79,12 @@ class Service:
         """Run at start once the bus is connected: streams, first loads."""
         self._after_bus.append(hook)
 
+    def on_drain(self, hook: Hook) -> None:
+        """Run at stop once no new work can arrive, while background work still goes on: wait here for what is running."""
+        self._drain_hooks.append(hook)
+
     def on_stop(self, hook: Hook) -> None:
-        """Run at stop, last registered first, after the bus has drained and before it closes."""
+        """Run at stop, last registered first, after all work has ended and before the bus closes."""
         self._stop_hooks.append(hook)
 
     def background(self, name: str, work: Hook) -> None:
@@ -135,19 +140,24 @@ class Service:
             await task
         if self.bus.connected:
             await self.bus.drain(self._drain_timeout_s)
+        await self._run_hooks(self._drain_hooks)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for hook in reversed(self._stop_hooks):
-            try:
-                await hook()
-            except Exception as error:
-                log.exception("stop_hook_failed", error=type(error).__name__)
+        await self._run_hooks(self._stop_hooks)
         await self.bus.close()
         for server, task in self._servers[:1]:
             server.should_exit = True
             await task
         log.info("service_stopped")
+
+
+    async def _run_hooks(self, hooks: list[Hook]) -> None:
+        for hook in reversed(hooks):
+            try:
+                await hook()
+            except Exception as error:
+                log.exception("stop_hook_failed", error=type(error).__name__)
 
 
 @asynccontextmanager
