@@ -1,0 +1,107 @@
+"""The inputs that a resource declares: whether the declarations make sense, and the JSON Schema that they amount to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from pydantic import JsonValue
+
+from contracts.catalog import InputField
+from contracts.errors import FieldProblem
+
+
+def input_problems(inputs: list[InputField]) -> list[FieldProblem]:
+    """What is wrong with the declarations, each under its own path."""
+    problems: list[FieldProblem] = []
+    seen: set[str] = set()
+    for position, declaration in enumerate(inputs):
+        path = f"inputs.{position}"
+        if declaration.name in seen:
+            problems.append(
+                FieldProblem(path=f"{path}.name", message="Another input has this name already; rename one.")
+            )
+        seen.add(declaration.name)
+        problems += [
+            FieldProblem(path=f"{path}.{field}", message=message)
+            for field, message in _declaration_problems(declaration)
+        ]
+    return problems
+
+
+def input_schema(inputs: list[InputField]) -> dict[str, JsonValue]:
+    """JSON Schema (2020-12) of the `input` object of an execution."""
+    required: list[JsonValue] = [field.name for field in inputs if field.required and field.default is None]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {field.name: _property(field) for field in inputs},
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _declaration_problems(declaration: InputField) -> Iterable[tuple[str, str]]:
+    if declaration.max_length is not None and declaration.type != "text":
+        yield "max_length", "Only a text input has max_length; remove it."
+    for field in ("minimum", "maximum"):
+        limit = getattr(declaration, field)
+        if limit is not None and declaration.type != "number":
+            yield field, f"Only a number input has {field}; remove it."
+        elif limit is not None and not math.isfinite(limit):
+            yield field, f"{field} must be a finite number."
+    if (
+        declaration.minimum is not None
+        and declaration.maximum is not None
+        and declaration.minimum > declaration.maximum
+    ):
+        yield "minimum", "minimum is above maximum."
+    if declaration.type == "choice" and not declaration.choices:
+        yield "choices", "A choice input needs its choices: a list of strings."
+    if declaration.type != "choice" and declaration.choices is not None:
+        yield "choices", "Only a choice input has choices; remove them or make the type “choice”."
+    if declaration.choices is not None and len(set(declaration.choices)) < len(declaration.choices):
+        yield "choices", "Two choices are the same."
+    if declaration.default is not None and (message := _default_problem(declaration)) is not None:
+        yield "default", message
+
+
+def _default_problem(declaration: InputField) -> str | None:
+    default = declaration.default
+    match declaration.type:
+        case "text" if not isinstance(default, str):
+            return "The default of a text input is a string."
+        case "text" if declaration.max_length is not None and len(str(default)) > declaration.max_length:
+            return "The default is longer than max_length."
+        case "boolean" if not isinstance(default, bool):
+            return "The default of a boolean input is true or false."
+        case "choice" if default not in (declaration.choices or []):
+            return "The default is not among the choices."
+        case "number":
+            return _number_problem(default, declaration.minimum, declaration.maximum)
+    return None
+
+
+def _number_problem(default: object, minimum: float | None, maximum: float | None) -> str | None:
+    if isinstance(default, bool) or not isinstance(default, int | float) or not math.isfinite(default):
+        return "The default of a number input is a finite number."
+    if minimum is not None and default < minimum:
+        return "The default is below minimum."
+    if maximum is not None and default > maximum:
+        return "The default is above maximum."
+    return None
+
+
+def _property(field: InputField) -> dict[str, JsonValue]:
+    kinds: dict[str, JsonValue] = {"text": "string", "choice": "string", "number": "number", "boolean": "boolean"}
+    choices: list[JsonValue] | None = [*field.choices] if field.choices is not None else None
+    schema: dict[str, JsonValue] = {
+        "type": kinds[field.type],
+        "description": field.description,
+        "maxLength": field.max_length,
+        "minimum": field.minimum,
+        "maximum": field.maximum,
+        "enum": choices,
+        "default": field.default,
+    }
+    return {keyword: value for keyword, value in schema.items() if value is not None}
