@@ -10,32 +10,43 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
 
 from contracts.errors import invalid
 from services.keys.envelope import EnvelopeError
 from services.keys.store import Store, StoredRecipient
 from services.runtime.sealing import Keyring, RecipientKey
 
+_GRACE = timedelta(hours=1)
 _HOUSEKEEPING_S = 600
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Recipients:
     """Hands out the key pair of today and opens what was sealed to it or to its predecessor."""
 
-    def __init__(self, store: Store, keyring: Keyring) -> None:
+    def __init__(self, store: Store, keyring: Keyring, now: Callable[[], datetime] = _utc_now) -> None:
         self._store = store
         self._keyring = keyring
+        self._now = now
 
     async def current(self) -> RecipientKey:
         """Raises EnvelopeError when the ring has another key under the id of its active one than it had before."""
-        while (stored := await self._store.recipient_of_today(self._keyring.active_id)) is None:
-            await self._store.offer_recipient(self._locked(RecipientKey.generate(secrets.token_hex(16))))
+        today = self._now().date()
+        while (stored := await self._store.recipient_of(today, self._keyring.active_id)) is None:
+            pair = RecipientKey.generate(secrets.token_hex(16))
+            locked = self._keyring.encrypt(pair.private_bytes, _bound(pair.key_id))
+            await self._store.offer_recipient(StoredRecipient(pair.key_id, today, locked.key_id, locked.blob))
         return self._unlocked(stored)
 
     async def open(self, key_id: str, sealed: str, context: str) -> bytes:
         """Raises ServiceError INVALID when it is sealed to no key of ours, or not for this context."""
-        stored = await self._store.accepted_recipient(key_id)
-        if stored is None or stored.master_key_id not in self._keyring:
+        stored = await self._store.recipient_named(key_id)
+        if stored is None or stored.day < self._oldest_accepted() or stored.master_key_id not in self._keyring:
             raise invalid(
                 "recipient_key_id", "The key was sealed to a public key that is not valid any more; fetch it again."
             )
@@ -44,13 +55,12 @@ class Recipients:
     async def keep_fresh(self) -> None:
         """Erase in time what may not be opened any more, and have the pair of the day before it is asked for."""
         while True:
-            await self._store.erase_old_recipients()
+            await self._store.erase_recipients_before(self._oldest_accepted())
             await self.current()
             await asyncio.sleep(_HOUSEKEEPING_S)
 
-    def _locked(self, pair: RecipientKey) -> StoredRecipient:
-        locked = self._keyring.encrypt(pair.private_bytes, _bound(pair.key_id))
-        return StoredRecipient(pair.key_id, locked.key_id, locked.blob)
+    def _oldest_accepted(self) -> date:
+        return (self._now() - _GRACE).date()
 
     def _unlocked(self, stored: StoredRecipient) -> RecipientKey:
         try:

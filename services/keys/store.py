@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import date, datetime
 from typing import Literal
 
 import asyncpg
@@ -22,7 +22,6 @@ LeaseResult = Literal["granted", "rejected"]
 
 _COLUMNS = """version, mode, hint, master_key_id, wrapped_data_key, encrypted_key, health, limit_usd, limit_remaining_usd,
     limit_reset, usage_usd, is_free_tier, expires_at, connected_at, verified_at"""
-_ACCEPTED = "now() < ((day + 1)::timestamp AT TIME ZONE 'UTC') + interval '1 hour'"
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,9 @@ class StoredRecipient:
     """One of the service's own key pairs: named, and locked under a master key."""
 
     key_id: str
+    day: date
     master_key_id: str
-    wrapped_private_key: bytes
+    wrapped_private_key: bytes = field(repr=False)
 
 
 def _stored_key(row: asyncpg.Record) -> StoredKey:
@@ -81,7 +81,7 @@ class OwnerRows:
         """The stored key; with `hold` it cannot be replaced or erased until the transaction ends."""
         row = await self._connection.fetchrow(
             f"""SELECT {_COLUMNS} FROM keys.user_openrouter_integrations
-                WHERE owner = $1 {"FOR SHARE" if hold else ""}""",  # noqa: S608
+                WHERE owner = $1 {"FOR SHARE" if hold else ""}""",
             self._owner,
         )
         return None if row is None else _stored_key(row)
@@ -110,7 +110,7 @@ class OwnerRows:
                      limit_usd, limit_remaining_usd, limit_reset, usage_usd, is_free_tier, expires_at,
                      connected_at, verified_at)
                   = ($2, $3, $4, $5, $6, $7, $8, 0, $9, $10, $11, $12, $13, $14, now(), now())
-                RETURNING {_COLUMNS}""",  # noqa: S608
+                RETURNING {_COLUMNS}""",
             self._owner,
             envelope.version,
             mode,
@@ -145,7 +145,7 @@ class OwnerRows:
             f"""UPDATE keys.user_openrouter_integrations
                 SET health = $3, rejections = 0, verified_at = now(), limit_usd = $4, limit_remaining_usd = $5,
                     limit_reset = $6, usage_usd = $7, is_free_tier = $8, expires_at = $9
-                WHERE owner = $1 AND version = $2 RETURNING {_COLUMNS}""",  # noqa: S608
+                WHERE owner = $1 AND version = $2 RETURNING {_COLUMNS}""",
             self._owner,
             version,
             facts.health,
@@ -157,7 +157,7 @@ class OwnerRows:
         """Upstream knows the key and says that its account cannot pay. None when that version is gone."""
         row = await self._connection.fetchrow(
             f"""UPDATE keys.user_openrouter_integrations SET health = 'exhausted', rejections = 0, verified_at = now()
-                WHERE owner = $1 AND version = $2 RETURNING {_COLUMNS}""",  # noqa: S608
+                WHERE owner = $1 AND version = $2 RETURNING {_COLUMNS}""",
             self._owner,
             version,
         )
@@ -169,7 +169,7 @@ class OwnerRows:
             f"""UPDATE keys.user_openrouter_integrations
                 SET rejections = rejections + 1,
                     health = CASE WHEN rejections + 1 >= $3 THEN 'rejected' ELSE 'suspect' END
-                WHERE owner = $1 AND version = $2 RETURNING {_COLUMNS}""",  # noqa: S608
+                WHERE owner = $1 AND version = $2 RETURNING {_COLUMNS}""",
             self._owner,
             version,
             REJECTIONS_TO_BELIEVE,
@@ -218,42 +218,41 @@ class Store:
             rows = await self._pool.fetch("SELECT keys.owners_outside($1, $2) AS owner", list(master_key_ids), limit)
         return [row["owner"] for row in rows]
 
-    async def recipient_of_today(self, master_key_id: str) -> StoredRecipient | None:
-        """The key pair to hand out today (UTC), if one was made under this master key."""
+    async def recipient_of(self, day: date, master_key_id: str) -> StoredRecipient | None:
+        """The key pair to hand out on this day (UTC), if one was made under this master key."""
         async with unavailable_when_down():
             row = await self._pool.fetchrow(
-                """SELECT key_id, master_key_id, wrapped_private_key FROM keys.recipients
-                   WHERE day = (now() AT TIME ZONE 'UTC')::date AND master_key_id = $1""",
+                """SELECT key_id, day, master_key_id, wrapped_private_key FROM keys.recipients
+                   WHERE day = $1 AND master_key_id = $2""",
+                day,
                 master_key_id,
             )
         return None if row is None else StoredRecipient(**row)
 
+    async def recipient_named(self, key_id: str) -> StoredRecipient | None:
+        """The key pair of this name."""
+        async with unavailable_when_down():
+            row = await self._pool.fetchrow(
+                "SELECT key_id, day, master_key_id, wrapped_private_key FROM keys.recipients WHERE key_id = $1", key_id
+            )
+        return None if row is None else StoredRecipient(**row)
+
     async def offer_recipient(self, recipient: StoredRecipient) -> None:
-        """Make this the key pair of today unless another replica was first; those nobody may use any more are erased."""
-        async with unavailable_when_down(), self._pool.acquire() as connection, connection.transaction():
-            await connection.execute(f"DELETE FROM keys.recipients WHERE NOT ({_ACCEPTED})")  # noqa: S608
-            await connection.execute(
-                """INSERT INTO keys.recipients (key_id, day, master_key_id, wrapped_private_key)
-                   VALUES ($1, (now() AT TIME ZONE 'UTC')::date, $2, $3)
+        """Make this the key pair of its day, unless another replica was first."""
+        async with unavailable_when_down():
+            await self._pool.execute(
+                """INSERT INTO keys.recipients (key_id, day, master_key_id, wrapped_private_key) VALUES ($1, $2, $3, $4)
                    ON CONFLICT ON CONSTRAINT recipients_day_key DO NOTHING""",
                 recipient.key_id,
+                recipient.day,
                 recipient.master_key_id,
                 recipient.wrapped_private_key,
             )
 
-    async def accepted_recipient(self, key_id: str) -> StoredRecipient | None:
-        """The key pair of this name, until an hour after its day."""
+    async def erase_recipients_before(self, day: date) -> None:
+        """Delete older key pairs, so that what was sealed to them can never be opened again."""
         async with unavailable_when_down():
-            row = await self._pool.fetchrow(
-                f"SELECT key_id, master_key_id, wrapped_private_key FROM keys.recipients WHERE key_id = $1 AND {_ACCEPTED}",  # noqa: S608
-                key_id,
-            )
-        return None if row is None else StoredRecipient(**row)
-
-    async def erase_old_recipients(self) -> None:
-        """Delete the key pairs that are no longer accepted, so that what was sealed to them can never be opened again."""
-        async with unavailable_when_down():
-            await self._pool.execute(f"DELETE FROM keys.recipients WHERE NOT ({_ACCEPTED})")  # noqa: S608
+            await self._pool.execute("DELETE FROM keys.recipients WHERE day < $1", day)
 
 
 def _values(facts: KeyFacts) -> tuple[object, ...]:
