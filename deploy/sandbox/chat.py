@@ -243,7 +243,7 @@ class Chat:
     async def _play(self, request: web.Request, script: Script, made: Composition, call: Call) -> web.StreamResponse:
         response = web.StreamResponse(headers=_headers(made.generation_id, script.content_type))
         done = 0
-        state: str = "cancelled"
+        cancelled = True
         try:
             if script.ending == "mute":
                 await asyncio.Event().wait()
@@ -258,10 +258,11 @@ class Chat:
             await _write(response, waiting)
             done = len(script.frames)
             while script.ending == "hang":
-                await _wait(response, HEARTBEAT_S * 2, script.heartbeat)
-            state = "completed"
+                await asyncio.sleep(HEARTBEAT_S)
+                await _write(response, [script.heartbeat or b""])
+            cancelled = False
         finally:
-            self._settle(call, script, made, done, cancelled=state == "cancelled")
+            self._settle(call, script, made, done, cancelled=cancelled)
         if script.ending == "reset" and request.transport is not None:
             request.transport.abort()
         return response
@@ -275,8 +276,9 @@ class Chat:
         )
         call.reasoning_tokens = made.tokens("reasoning") if whole else 0
         call.images = sum(piece.kind == "image" for piece in made.answer.pieces)
-        call.finish_reason = None if cancelled else made.answer.finish
-        call.native_finish_reason = None if cancelled else made.answer.native_finish
+        if not cancelled:
+            call.finish_reason = made.answer.finish if script.billed else "error"
+            call.native_finish_reason = made.answer.native_finish if script.billed else None
         cost = Decimal(0) if made.is_byok else made.cost if whole else charged
         self.ledger.end(call, "cancelled" if cancelled else "completed", cost)
 

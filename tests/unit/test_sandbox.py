@@ -196,7 +196,13 @@ async def test_chat_pads_plain_answers_with_white_space(client: httpx.AsyncClien
 
 async def test_usage_chunk_comes_in_all_three_shapes_over_the_models(client: httpx.AsyncClient) -> None:
     shapes = set()
-    for model in ("sandbox/echo", "openai/gpt-4o", "openai/gpt-4o-mini", "mistralai/mistral-nemo", "openai/gpt-4.1-mini"):
+    for model in (
+        "sandbox/echo",
+        "openai/gpt-4o",
+        "openai/gpt-4o-mini",
+        "mistralai/mistral-nemo",
+        "openai/gpt-4.1-mini",
+    ):
         last = (await stream(client, model))[-1]
         assert "usage" in last
         shapes.add(last["choices"][0]["finish_reason"] if last["choices"] else "empty")
