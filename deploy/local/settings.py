@@ -7,9 +7,9 @@ from pathlib import Path
 COMMON = ("LOG_LEVEL", "LOG_FORMAT")
 OWN = {
     "sandbox": (),
-    "keys": (),
+    "keys": ("OPENROUTER_URL",),
     "catalog": (),
-    "executor": ("RUNNING_PER_KEY",),
+    "executor": ("OPENROUTER_URL", "RUNNING_PER_KEY"),
     "gateway": (),
 }
 SANDBOX_PREFIX = "SANDBOX_"
