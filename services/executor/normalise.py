@@ -1,0 +1,493 @@
+"""Turns whatever OpenRouter answers into one normal form: ordered typed parts, reasoning apart, usage, exact cost.
+
+Streams and plain documents go through the same code: a plain completion is a stream of one chunk. Nothing that arrives
+makes it raise; what cannot be understood becomes an `other` part, and an answer that is no completion becomes a fault.
+Easy to get wrong: a finish is not the end (usage follows, and sometimes an error), indexes and ids of tool calls repeat,
+and the same reasoning arrives under up to three names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+from contracts.execution import (
+    MAX_RESULT_TEXT_BYTES,
+    CitationPart,
+    FinishReason,
+    OtherPart,
+    OutputPart,
+    RefusalPart,
+    TextPart,
+    Usage,
+)
+from services.executor import faults
+from services.executor.faults import Fault
+from services.executor.lines import DONE
+from services.executor.parts import (
+    MAX_ID_CHARS,
+    AudioDraft,
+    MediaKind,
+    RawMedia,
+    RefusalDraft,
+    ToolDraft,
+    clean,
+    cost_of_usage,
+    count_of,
+    decode,
+    entries_of,
+    media_of,
+    open_tool,
+    other_part,
+    string_of,
+    usage_of,
+)
+
+__all__ = ["Answer", "Delta", "Normaliser", "RawMedia", "Reasoning", "Text"]
+
+_MAX_PARTS = 1000
+_MAX_UNKNOWN_KEYS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of what the model thought."""
+
+    text: str
+
+
+Output = OutputPart | RawMedia
+Delta = Text | Reasoning | Output
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Everything that is known of an answer at its end. `cost_usd` None means: not said, look it up."""
+
+    text: str
+    outputs: tuple[Output, ...]
+    reasoning: str | None
+    finish_reason: FinishReason | None
+    native_finish_reason: str | None
+    served: str | None
+    provider: str | None
+    generation_id: str | None
+    usage: Usage
+    cost_usd: Decimal | None
+    truncated: bool
+    complete: bool
+    empty: bool
+    fault: Fault | None
+    deltas: tuple[Delta, ...]
+
+    def parts(self, stored: Mapping[RawMedia, OutputPart]) -> list[OutputPart]:
+        """The ordered outputs, each file replaced by what it was stored as; one that was not stored is left out."""
+        known = (stored.get(part) if isinstance(part, RawMedia) else part for part in self.outputs)
+        return [part for part in known if part is not None]
+
+
+_FINISH: dict[str, FinishReason] = {
+    "stop": "stop", "end_turn": "stop", "completed": "stop", "complete": "stop", "eos": "stop", "stop_sequence": "stop",
+    "length": "length", "max_tokens": "length", "max_output_tokens": "length",
+    "tool_calls": "tool_calls", "tool_use": "tool_calls", "function_call": "tool_calls",
+    "content_filter": "content_filter", "safety": "content_filter", "error": "error",
+}  # fmt: skip
+
+
+_Slot = Output | ToolDraft | AudioDraft | RefusalDraft
+
+_KNOWN_KEYS = frozenset({
+    "role", "content", "refusal", "reasoning", "reasoning_content", "reasoning_details", "tool_calls", "images",
+    "videos", "audio", "annotations", "name", "logprobs", "index", "prefix",
+})  # fmt: skip
+_PLAIN_KEYS = frozenset({"role", "content", "reasoning", "reasoning_content", "reasoning_details"})
+_MEDIA_KINDS: dict[str, MediaKind] = {
+    "image_url": "image", "image": "image", "output_image": "image", "input_image": "image", "video_url": "video",
+    "video": "video", "audio": "audio", "input_audio": "audio", "output_audio": "audio", "file": "file",
+}  # fmt: skip
+
+
+class Normaliser:
+    """The state of one answer. `feed` every payload, then `finish` once, whatever happened."""
+
+    def __init__(self, audio_format: str | None = None) -> None:
+        self.generation_id: str | None = None
+        self.served: str | None = None
+        self.provider: str | None = None
+        self.text_seen = False
+        self.delivered = False
+        self.done = False
+        self._audio_format = audio_format
+        self._fault: Fault | None = None
+        self._finish: str | None = None
+        self._native_finish: str | None = None
+        self._usage: dict[str, Any] = {}
+        self._choice_index: object = None
+        self._choice_seen = False
+        self._plain = False
+        self._streamed = False
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._text_chars = 0
+        self._half_character = ""
+        self._slots: list[_Slot] = []
+        self._tools: list[ToolDraft] = []
+        self._audio: AudioDraft | None = None
+        self._refusal: RefusalDraft | None = None
+        self._urls: set[str] = set()
+        self._citations: set[tuple[object, ...]] = set()
+        self._unknown: dict[str, list[Any]] = {}
+        self._deltas: list[Delta] = []
+
+    @property
+    def ended(self) -> bool:
+        """A finish or an error was seen: what can still come is the usage."""
+        return self._finish is not None or self._fault is not None
+
+    def feed(self, payload: bytes) -> list[Delta]:
+        """One payload of the splitter. What became known with it, in order; never raises."""
+        if payload == DONE:
+            self.done = True
+            return []
+        try:
+            chunk = decode(payload)
+        except ValueError:
+            # After the finish only the usage is lost, which can be looked up; before it the answer is.
+            if not self.ended:
+                self._fault = faults.broken_frame(delivered=self.delivered)
+            return []
+        return self.take(chunk)
+
+    def take(self, chunk: Any) -> list[Delta]:
+        """One decoded chunk, or a whole completion."""
+        if not isinstance(chunk, dict):
+            return []
+        nested = chunk.get("provider")
+        if isinstance(nested, dict) and "choices" not in chunk and "choices" in nested:
+            chunk = {**chunk, "provider": None, **nested}
+        self._read_head(chunk)
+        choice = self._choice(chunk.get("choices"))
+        if choice is not None:
+            self._read_choice(choice)
+        error = chunk.get("error")
+        if not error and choice is not None:
+            error = choice.get("error")
+        if error or (self._finish or "").lower() == "error":
+            self._fail(error)
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def finish(self) -> Answer:
+        """The answer as far as it came, also after a cancel or a broken connection. Call it once."""
+        self._flush_half_character()
+        outputs = [self._closed(slot) for slot in self._slots]
+        outputs += [self._close_unknown(key, values) for key, values in self._unknown.items()]
+        text = "".join(self._text)
+        reasoning = "".join(self._reasoning) or None
+        finish = self._mapped_finish()
+        cost = cost_of_usage(self._usage)
+        fault = self._fault or self._ending_fault()
+        if fault is not None and cost:
+            fault = replace(fault, billed="maybe", retry=False)
+        has_output = bool(text or outputs)
+        return Answer(
+            text=text,
+            outputs=(TextPart(text=text), *outputs) if text else tuple(outputs),
+            reasoning=reasoning,
+            finish_reason=finish,
+            native_finish_reason=self._native_finish,
+            served=self.served,
+            provider=self.provider,
+            generation_id=self.generation_id,
+            usage=usage_of(self._usage),
+            cost_usd=cost,
+            truncated=(fault is not None and has_output) or finish == "length",
+            complete=fault is None,
+            empty=not has_output and reasoning is None,
+            fault=fault,
+            deltas=tuple(self._deltas),
+        )
+
+    # What a chunk says about the answer as a whole ---------------------------------------------------------------------
+
+    def _read_head(self, chunk: dict[str, Any]) -> None:
+        identity, model, provider = chunk.get("id"), chunk.get("model"), chunk.get("provider")
+        if self.generation_id is None and isinstance(identity, str) and 0 < len(identity) <= MAX_ID_CHARS:
+            self.generation_id = clean(identity)
+        if isinstance(model, str) and model:
+            self.served = clean(model)[:MAX_ID_CHARS]
+        if isinstance(provider, str) and provider:
+            self.provider = clean(provider)[:MAX_ID_CHARS]
+        usage = chunk.get("usage")
+        if isinstance(usage, dict):
+            self._usage.update({key: value for key, value in usage.items() if value is not None})
+
+    def _choice(self, choices: Any) -> dict[str, Any] | None:
+        """The choice that we follow: the first ever seen. Others exist only where somebody asked for several."""
+        if not isinstance(choices, list):
+            return None
+        for choice in choices:
+            if not isinstance(choice, dict):
+                continue
+            index = choice.get("index")
+            if not self._choice_seen:
+                self._choice_seen, self._choice_index = True, index
+            if index == self._choice_index or index is None or self._choice_index is None:
+                return choice
+        return None
+
+    def _read_choice(self, choice: dict[str, Any]) -> None:
+        delta, message = choice.get("delta"), choice.get("message")
+        if isinstance(delta, dict):
+            self._streamed = True
+            self._read_message(delta)
+        elif isinstance(message, dict) and not self._streamed:
+            self._plain = True
+            self._read_message(message)
+        elif isinstance(choice.get("text"), str):
+            self._add_text(choice["text"])
+        finish, native = choice.get("finish_reason"), choice.get("native_finish_reason")
+        if isinstance(finish, str) and finish and (self._finish is None or finish == "error"):
+            self._finish = finish
+        if isinstance(native, str) and native:
+            self._native_finish = clean(native)[:MAX_ID_CHARS]
+
+    def _fail(self, error: object) -> None:
+        """An error inside a 200. The first one is the cause; usage may still follow it."""
+        if self._fault is None:
+            self._fault = faults.from_error(error, delivered=self.delivered)
+
+    def _mapped_finish(self) -> FinishReason | None:
+        if self._finish is None:
+            return "tool_calls" if self._tools else None
+        return _FINISH.get(self._finish.lower(), "other")
+
+    def _ending_fault(self) -> Fault | None:
+        """Whether the answer is whole: it finished, or it came in one piece, or its end mark came after some output."""
+        if not self._choice_seen:
+            return faults.not_a_completion()
+        has_output = bool(self._text or self._slots or self._reasoning or self._unknown)
+        if self._finish is not None or (self._plain and has_output) or (self.done and has_output):
+            return None
+        return faults.cut_off(delivered=self.delivered)
+
+    # What the message holds --------------------------------------------------------------------------------------------
+
+    def _read_message(self, message: dict[str, Any]) -> None:
+        self._read_reasoning(message)
+        for part in entries_of(message.get("content")):
+            self._read_content_part(part)
+        # Nearly every chunk of a stream ends here.
+        if not message.keys() <= _PLAIN_KEYS:
+            self._read_beside_content(message)
+
+    def _read_beside_content(self, message: dict[str, Any]) -> None:
+        self._read_refusal(message.get("refusal"))
+        for entry in entries_of(message.get("tool_calls")):
+            self._read_tool_call(entry)
+        for entry in entries_of(message.get("images")):
+            self._read_media(entry, "image")
+        for entry in entries_of(message.get("videos")):
+            self._read_media(entry, "video")
+        if message.get("audio"):
+            self._read_audio(message["audio"])
+        for entry in entries_of(message.get("annotations")):
+            self._read_annotation(entry)
+        for key in message:
+            if key not in _KNOWN_KEYS and message[key]:
+                self._read_unknown(key, message[key])
+
+    def _read_refusal(self, refusal: Any) -> None:
+        if isinstance(refusal, str) and refusal:
+            if self._refusal is None:
+                self._refusal = RefusalDraft()
+                self._append(self._refusal)
+            self._refusal.pieces.append(refusal)
+            self.delivered = True
+
+    def _read_unknown(self, key: str, value: Any) -> None:
+        if key in self._unknown or len(self._unknown) < _MAX_UNKNOWN_KEYS:
+            self._unknown.setdefault(key, []).append(value)
+
+    def _read_reasoning(self, message: dict[str, Any]) -> None:
+        """One of three names; OpenRouter repeats the same words under the others."""
+        for key in ("reasoning", "reasoning_content"):
+            text = message.get(key)
+            if isinstance(text, str) and text and text != "[REDACTED]":
+                self._add_reasoning(text)
+                return
+        for detail in entries_of(message.get("reasoning_details")):
+            text = (detail.get("text") or detail.get("summary")) if isinstance(detail, dict) else None
+            if isinstance(text, str) and text and text != "[REDACTED]":
+                self._add_reasoning(text)
+
+    def _read_content_part(self, part: Any) -> None:
+        if isinstance(part, str):
+            self._add_text(part)
+            return
+        if not isinstance(part, dict):
+            self._add_output(other_part("content", part))
+            return
+        kind = part.get("type")
+        if kind in ("text", "output_text") or (kind is None and isinstance(part.get("text"), str)):
+            text = part.get("text")
+            if isinstance(text, str):
+                self._add_text(text)
+        elif kind in ("thinking", "reasoning"):
+            self._add_thoughts(part.get("thinking") or part.get("text") or part.get("reasoning"))
+        elif kind == "refusal" and isinstance(part.get("refusal"), str):
+            self._add_output(RefusalPart(text=clean(part["refusal"])))
+        elif isinstance(kind, str) and kind in _MEDIA_KINDS:
+            self._read_media(part, _MEDIA_KINDS[kind])
+        else:
+            self._add_output(other_part(kind, part))
+
+    def _add_thoughts(self, thoughts: Any) -> None:
+        for thought in entries_of(thoughts) if not isinstance(thoughts, str) else [thoughts]:
+            text = thought.get("text") if isinstance(thought, dict) else thought
+            if isinstance(text, str) and text:
+                self._add_reasoning(text)
+
+    def _read_tool_call(self, entry: Any) -> None:
+        if not isinstance(entry, dict):
+            self._add_output(other_part("tool_call", entry))
+            return
+        function = entry.get("function")
+        if not isinstance(function, dict):
+            if entry.get("type") not in (None, "function"):
+                self._add_output(other_part(entry["type"], entry))
+                return
+            function = entry
+        draft = self._tool_draft(entry, function)
+        if draft is not None:
+            draft.add(function)
+            self.delivered = True
+
+    def _tool_draft(self, entry: dict[str, Any], function: dict[str, Any]) -> ToolDraft | None:
+        """The call that an entry belongs to, or a new one. None where it repeats what is finished, or there are too many."""
+        if self._finish is not None and not self._plain:
+            return None
+        call_id, index = (string_of(entry.get("id")) or "")[:MAX_ID_CHARS] or None, count_of(entry.get("index"))
+        # A call in a plain answer is always whole and its own.
+        found = None if self._plain else open_tool(self._tools, call_id, index, function)
+        if found is None and len(self._slots) < _MAX_PARTS:
+            found = ToolDraft(index, call_id)
+            self._tools.append(found)
+            self._append(found)
+        return found
+
+    def _read_media(self, entry: Any, kind: MediaKind) -> None:
+        media = media_of(entry, kind)
+        if isinstance(media, RawMedia):
+            # Some providers repeat every image in the last chunk.
+            if media.pieces[0] in self._urls:
+                return
+            self._urls.add(media.pieces[0])
+        self._add_output(media)
+
+    def _read_audio(self, audio: Any) -> None:
+        if not isinstance(audio, dict):
+            self._add_output(other_part("audio", audio))
+            return
+        data, transcript = audio.get("data"), audio.get("transcript")
+        if not isinstance(data, str) and not isinstance(transcript, str):
+            return
+        if self._audio is None:
+            self._audio = AudioDraft()
+            self._append(self._audio)
+        if isinstance(data, str) and data:
+            self._audio.pieces.append(data)
+        if isinstance(transcript, str):
+            self._audio.transcript.append(transcript)
+        self.delivered = True
+
+    def _read_annotation(self, entry: Any) -> None:
+        citation = entry.get("url_citation") if isinstance(entry, dict) else None
+        url = string_of(citation.get("url")) if isinstance(citation, dict) else None
+        if citation is None or url is None:
+            kind = entry.get("type") if isinstance(entry, dict) else None
+            self._add_output(other_part(kind or "annotation", entry))
+            return
+        start, end = count_of(citation.get("start_index")), count_of(citation.get("end_index"))
+        if (url, start, end) in self._citations:
+            return
+        self._citations.add((url, start, end))
+        title, text = string_of(citation.get("title")), string_of(citation.get("content"))
+        self._add_output(CitationPart(url=url, title=title, text=text, start_index=start, end_index=end))
+
+    # Adding ------------------------------------------------------------------------------------------------------------
+
+    def _add_text(self, text: str) -> None:
+        text = self._half_character + text
+        self._half_character = ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half_character = text[:-1], text[-1]
+        if text:
+            text = clean(text)
+            self._text.append(text)
+            self.text_seen = self.delivered = True
+            self._limit(text)
+            self._deltas.append(Text(text))
+
+    def _flush_half_character(self) -> None:
+        half, self._half_character = self._half_character, ""
+        if half:
+            self._text.append(clean(half))
+            self._deltas.append(Text(clean(half)))
+
+    def _add_reasoning(self, text: str) -> None:
+        text = clean(text)
+        self._reasoning.append(text)
+        self.delivered = True
+        self._limit(text)
+        self._deltas.append(Reasoning(text))
+
+    def _limit(self, text: str) -> None:
+        self._text_chars += len(text) if text.isascii() else len(text.encode())
+        if self._text_chars > MAX_RESULT_TEXT_BYTES and self._fault is None:
+            self._fault = faults.too_large(delivered=True)
+            self.done = True
+
+    def _append(self, slot: _Slot) -> None:
+        if len(self._slots) < _MAX_PARTS:
+            self._slots.append(slot)
+
+    def _add_output(self, part: Output) -> None:
+        if len(self._slots) < _MAX_PARTS:
+            self._slots.append(part)
+            self._deltas.append(part)
+            self.delivered = True
+
+    def _closed(self, slot: _Slot) -> Output:
+        """A finished part; what grew until now is announced now."""
+        if isinstance(slot, ToolDraft):
+            part: Output = slot.part(self._tools.index(slot))
+        elif isinstance(slot, AudioDraft):
+            part = slot.media(self._audio_format) if slot.pieces else other_part("transcript", "".join(slot.transcript))
+        elif isinstance(slot, RefusalDraft):
+            part = slot.part()
+        else:
+            return slot
+        self._deltas.append(part)
+        return part
+
+    def _close_unknown(self, key: str, values: list[Any]) -> OtherPart:
+        """A field that nobody knew, over all chunks: text joined, lists appended, of anything else the last."""
+        if all(isinstance(value, str) for value in values):
+            merged: Any = "".join(values)
+        elif all(isinstance(value, list) for value in values):
+            merged = [item for value in values for item in value]
+        else:
+            merged = values[-1]
+        part = other_part(key, merged)
+        self._deltas.append(part)
+        return part
