@@ -148,7 +148,7 @@ def bus_of(user: str, nats: Nats, credentials: Credentials) -> Bus:
 @asynccontextmanager
 async def parties_around(nats: Nats, credentials: Credentials) -> AsyncIterator[Parties]:
     users = [bus_of(user, nats, credentials) for user in ("gateway", "executor", OBSERVER)]
-    parties = Parties(*users)
+    parties = Parties(users[0], users[1], users[2])
 
     async def hear(message: KeysChanged) -> None:
         parties.changes.put_nowait(message)
