@@ -80,6 +80,13 @@ def unreachable() -> Fault:
     return Fault(ErrorCode.UNAVAILABLE, "OpenRouter could not be reached. Try again in a moment.", retry=True)
 
 
+def no_sandbox() -> Fault:
+    """A test key where no sandbox is configured; nothing was sent."""
+    return Fault(
+        ErrorCode.KEY_REJECTED, "Test keys do not work here. Connect a real OpenRouter key.", action_url=KEYS_URL
+    )
+
+
 def dropped(*, delivered: bool = False) -> Fault:
     """The connection broke after the request was sent; the upstream may be working on it."""
     return Fault(

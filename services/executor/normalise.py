@@ -117,7 +117,7 @@ _MEDIA_KINDS: dict[str, MediaKind] = {
 
 
 class Normaliser:
-    """The state of one answer. `feed` every payload, then `finish` once, whatever happened."""
+    """The state of one answer. `feed` every payload, then `finish`, whatever happened."""
 
     def __init__(self, audio_format: str | None = None) -> None:
         self.generation_id: str | None = None
@@ -147,6 +147,7 @@ class Normaliser:
         self._citations: set[tuple[object, ...]] = set()
         self._unknown: dict[str, list[Any]] = {}
         self._deltas: list[Delta] = []
+        self._answer: Answer | None = None
 
     @property
     def ended(self) -> bool:
@@ -187,7 +188,12 @@ class Normaliser:
         return deltas
 
     def finish(self) -> Answer:
-        """The answer as far as it came, also after a cancel or a broken connection. Call it once."""
+        """The answer as far as it came, also after a cancel or a broken connection. Nothing is read after it."""
+        if self._answer is None:
+            self._answer = self._close()
+        return self._answer
+
+    def _close(self) -> Answer:
         self._flush_half_character()
         outputs = [self._closed(slot) for slot in self._slots]
         outputs += [self._close_unknown(key, values) for key, values in self._unknown.items()]

@@ -48,6 +48,11 @@ def decode(payload: bytes) -> Any:
             # Only half of a surrogate pair: models cut characters between tokens. The standard library keeps the half.
             if b"\\u" not in payload:
                 raise
+    return decode_exactly(payload)
+
+
+def decode_exactly(payload: bytes) -> Any:
+    """The JSON value with every fraction as a Decimal, or raises ValueError."""
     try:
         return json.loads(payload, parse_float=Decimal, parse_constant=lambda _name: None)
     except (RecursionError, ArithmeticError):
