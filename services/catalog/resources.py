@@ -50,7 +50,7 @@ _MAX_SAFE_INTEGER = 2**53
 
 
 def check_draft(draft: ResourceDraft, models: Mapping[str, Model]) -> None:
-    """Raises INVALID with every problem of the draft, or MODEL_UNAVAILABLE when its model is retired.
+    """Raises INVALID with every problem of the draft. A retired model is not one of them: see `refuse_retired`.
 
     `models` holds those of the models it names that are in the catalog.
     """
@@ -64,7 +64,6 @@ def check_draft(draft: ResourceDraft, models: Mapping[str, Model]) -> None:
     if problems:
         more = f" ({len(problems) - 1} more to put right: see fields.)" if len(problems) > 1 else ""
         raise ServiceError(ErrorCode.INVALID, problems[0].message + more, fields=problems)
-    refuse_retired(models[draft.openrouter_config.model_id])
 
 
 def refuse_retired(model: Model) -> None:

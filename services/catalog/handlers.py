@@ -1,0 +1,284 @@
+"""The catalog's side of the bus: each handler reads a request, asks the modules that decide, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import UUID, uuid4
+
+from contracts import subjects
+from contracts.base import Empty
+from contracts.catalog import (
+    CatalogSynced,
+    CheckDraft,
+    CreateResource,
+    Estimate,
+    EstimateCost,
+    Listing,
+    ListingPage,
+    ListingRef,
+    ListResources,
+    ListSyncs,
+    Model,
+    ModelDetail,
+    ModelPage,
+    ModelRef,
+    ResolvedResource,
+    ResolveResource,
+    Resource,
+    ResourceChanged,
+    ResourceDraft,
+    ResourcePage,
+    ResourceRef,
+    SearchListings,
+    SearchModels,
+    SyncCatalog,
+    SyncList,
+    SyncReport,
+    UpdateResource,
+)
+from contracts.errors import ErrorCode, ServiceError, invalid
+from services.catalog import views
+from services.catalog.cursors import decode_place, encode_place
+from services.catalog.estimates import estimate
+from services.catalog.index import LiveIndex
+from services.catalog.models import CatalogModel, describe
+from services.catalog.resources import (
+    FIND_A_MODEL,
+    apply_patch,
+    check_draft,
+    named_models,
+    no_such_resource,
+    refuse_retired,
+    refuse_stranger,
+)
+from services.catalog.store import Store, StoredResource
+from services.catalog.sync import CatalogSync
+from services.runtime.bus import Bus
+
+Validation = Callable[[StoredResource], Awaitable[None]]
+Change = Literal["created", "updated", "published", "paused", "deleted"]
+
+
+class Handlers:
+    def __init__(self, *, bus: Bus, store: Store, index: LiveIndex, sync: CatalogSync) -> None:
+        self._bus = bus
+        self._store = store
+        self._index = index
+        self._sync = sync
+
+    def register(self) -> None:
+        """Serve every request that the registry gives to the catalog; call before the bus starts."""
+        serve = self._bus.serve
+        serve(subjects.MODELS_SEARCH, self.search_models)
+        serve(subjects.MODELS_GET, self.get_model)
+        serve(subjects.MODELS_ESTIMATE, self.estimate_cost)
+        serve(subjects.CATALOG_SYNC, self.sync_catalog)
+        serve(subjects.CATALOG_SYNCS, self.list_syncs)
+        serve(subjects.RESOURCES_CREATE, self.create_resource)
+        serve(subjects.RESOURCES_UPDATE, self.update_resource)
+        serve(subjects.RESOURCES_GET, self.get_resource)
+        serve(subjects.RESOURCES_LIST, self.list_resources)
+        serve(subjects.RESOURCES_PUBLISH, self.publish_resource)
+        serve(subjects.RESOURCES_PAUSE, self.pause_resource)
+        serve(subjects.RESOURCES_DELETE, self.delete_resource)
+        serve(subjects.DRAFTS_CHECK, self.check_draft)
+        serve(subjects.RESOURCES_RESOLVE, self.resolve_resource)
+        serve(subjects.LISTINGS_SEARCH, self.search_listings)
+        serve(subjects.LISTINGS_GET, self.get_listing)
+        self._bus.listen(subjects.CATALOG_SYNCED, self.hear_synced)
+        self._bus.on_reconnect(self._index.reload)
+
+    # Models -----------------------------------------------------------------------------------------------------------
+
+    async def search_models(self, request: SearchModels) -> ModelPage:
+        return self._index.current.search(request)
+
+    async def get_model(self, request: ModelRef) -> ModelDetail:
+        row = await self._model_row(request.id)
+        if row is None:
+            raise ServiceError(ErrorCode.NOT_FOUND, f"There is no such model in the catalog. {FIND_A_MODEL}")
+        history = await self._store.price_history(row.id)
+        return views.model_detail(_seen(row), row, self._index.replacement_for(row), history)
+
+    async def estimate_cost(self, request: EstimateCost) -> Estimate:
+        row = await self._model_row(request.model_id)
+        if row is None:
+            raise invalid("model_id", f"There is no such model in the catalog. {FIND_A_MODEL}")
+        return estimate(request, _seen(row))
+
+    async def sync_catalog(self, request: SyncCatalog) -> SyncReport:
+        return await self._sync.run(request.requested_by)
+
+    async def list_syncs(self, request: ListSyncs) -> SyncList:
+        return SyncList(items=await self._store.syncs(request.limit))
+
+    async def hear_synced(self, _: CatalogSynced) -> None:
+        """Some replica synced."""
+        await self._index.reload()
+
+    # Resources --------------------------------------------------------------------------------------------------------
+
+    async def create_resource(self, request: CreateResource) -> Resource:
+        models = await self._models(request.draft)
+        check_draft(request.draft, models)
+        refuse_retired(models[request.draft.openrouter_config.model_id])
+        stored = await self._store.create_resource(uuid4(), request.owner, request.draft)
+        await self._announce(stored, "created")
+        return self._view(stored)
+
+    async def update_resource(self, request: UpdateResource) -> Resource:
+        async with self._store.changing(request.id) as change:
+            current = _own(change.current, request.owner)
+            expected = request.patch.expected_version
+            if expected is not None and expected != current.version:
+                raise ServiceError(
+                    ErrorCode.CONFLICT,
+                    f"The resource is at version {current.version}: somebody edited it. Read it again and repeat your change.",
+                )
+            draft = apply_patch(current.draft, request.patch)
+            if draft == current.draft:
+                return self._view(current)
+            models = await self._models(draft)
+            check_draft(draft, models)
+            # Whoever only edits a resource whose model went away may do so; whoever chooses a model chooses a living one.
+            if draft.openrouter_config.model_id != current.model.id:
+                refuse_retired(models[draft.openrouter_config.model_id])
+            stored = await change.save(draft)
+        await self._announce(stored, "updated")
+        return self._view(stored)
+
+    async def get_resource(self, request: ResourceRef) -> Resource:
+        return self._view(_own(await self._store.resource(request.id), request.owner))
+
+    async def list_resources(self, request: ListResources) -> ResourcePage:
+        question = f"resources:{request.owner}:{request.status}"
+        after = decode_place(question, request.cursor)
+        # One more than asked for tells whether there is a next page.
+        rows, total = await self._store.resources_of(request.owner, request.status, after, request.limit + 1)
+        page = rows[: request.limit]
+        return ResourcePage(
+            items=[self._view(stored) for stored in page],
+            total=total,
+            next_cursor=_next_cursor(question, rows, page),
+        )
+
+    async def publish_resource(self, request: ResourceRef) -> Resource:
+        async def validate(current: StoredResource) -> None:
+            models = await self._models(current.draft)
+            check_draft(current.draft, models)
+            refuse_retired(models[current.model.id])
+
+        return await self._set_status(request, "published", validate)
+
+    async def pause_resource(self, request: ResourceRef) -> Resource:
+        async def validate(current: StoredResource) -> None:
+            if current.status == "draft":
+                raise ServiceError(ErrorCode.CONFLICT, "A draft is not on the market; publish it before you pause it.")
+
+        return await self._set_status(request, "paused", validate)
+
+    async def delete_resource(self, request: ResourceRef) -> Empty:
+        async with self._store.changing(request.id) as change:
+            if change.current is not None and change.current.deleted and change.current.owner == request.owner:
+                return Empty()
+            deleted = _own(change.current, request.owner)
+            await change.delete()
+        await self._announce(deleted, "deleted")
+        return Empty()
+
+    async def check_draft(self, request: CheckDraft) -> ResolvedResource:
+        models = await self._models(request.draft)
+        check_draft(request.draft, models)
+        model = models[request.draft.openrouter_config.model_id]
+        refuse_retired(model)
+        return views.resolved_draft(request.owner, request.draft, model)
+
+    async def resolve_resource(self, request: ResolveResource) -> ResolvedResource:
+        stored = await self._find(request.ref)
+        if stored is None or stored.deleted:
+            raise ServiceError(ErrorCode.NOT_FOUND, "There is no such resource; GET /api/listings shows what there is.")
+        return views.resolved_view(stored, _seen(stored.model), self._index.replacement_for(stored.model))
+
+    # Listings ---------------------------------------------------------------------------------------------------------
+
+    async def search_listings(self, request: SearchListings) -> ListingPage:
+        words = (request.q or "").replace("\0", " ").lower().split()
+        question = f"listings:{' '.join(words)}"
+        after = decode_place(question, request.cursor)
+        rows, total = await self._store.listings(words, after, request.limit + 1)
+        page = rows[: request.limit]
+        return ListingPage(
+            items=[views.listing_view(stored, _seen(stored.model)) for stored in page],
+            total=total,
+            next_cursor=_next_cursor(question, rows, page),
+        )
+
+    async def get_listing(self, request: ListingRef) -> Listing:
+        stored = await self._find(f"{request.owner}/{request.slug}")
+        if stored is None or stored.status != "published":
+            raise ServiceError(ErrorCode.NOT_FOUND, "There is no such listing; GET /api/listings shows what there is.")
+        return views.listing_view(stored, _seen(stored.model))
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    async def _model_row(self, model_id: str) -> CatalogModel | None:
+        if "\0" in model_id:
+            return None
+        return (await self._store.models_by_id([model_id])).get(model_id)
+
+    async def _models(self, draft: ResourceDraft) -> Mapping[str, Model]:
+        ids = [model_id for model_id in named_models(draft.openrouter_config) if "\0" not in model_id]
+        rows = await self._store.models_by_id(ids)
+        return {model_id: _seen(row) for model_id, row in rows.items()}
+
+    async def _find(self, ref: str) -> StoredResource | None:
+        if "\0" in ref:
+            return None
+        owner, slash, slug = ref.rpartition("/")
+        if slash:
+            return await self._store.resource_by_slug(owner, slug)
+        try:
+            return await self._store.resource(UUID(ref))
+        except ValueError:
+            return None
+
+    async def _set_status(
+        self, request: ResourceRef, status: Literal["published", "paused"], validate: Validation
+    ) -> Resource:
+        async with self._store.changing(request.id) as change:
+            current = _own(change.current, request.owner)
+            if current.status == status:
+                return self._view(current)
+            await validate(current)
+            stored = await change.set_status(status)
+        await self._announce(stored, status)
+        return self._view(stored)
+
+    def _view(self, stored: StoredResource) -> Resource:
+        return views.resource_view(stored, _seen(stored.model), self._index.replacement_for(stored.model))
+
+    async def _announce(self, stored: StoredResource, change: Change) -> None:
+        await self._bus.publish(
+            subjects.RESOURCE_CHANGED,
+            ResourceChanged(
+                resource_id=stored.id, owner=stored.owner, slug=stored.draft.slug, version=stored.version, change=change
+            ),
+        )
+
+
+def _seen(row: CatalogModel) -> Model:
+    return describe(row, datetime.now(UTC))
+
+
+def _own(stored: StoredResource | None, asking: str) -> StoredResource:
+    """The resource, for its owner. Raises NOT_FOUND or FORBIDDEN."""
+    if stored is None or stored.deleted:
+        raise no_such_resource()
+    refuse_stranger(stored.owner, asking, stored.status)
+    return stored
+
+
+def _next_cursor(question: str, rows: list[StoredResource], page: list[StoredResource]) -> str | None:
+    return encode_place(question, page[-1].created_at, page[-1].id) if len(rows) > len(page) else None

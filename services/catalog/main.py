@@ -1,0 +1,71 @@
+"""The catalog service: which models there are and what they cost, and the resources that people publish on them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from contracts.errors import ServiceError
+from services.catalog.handlers import Handlers
+from services.catalog.index import LiveIndex
+from services.catalog.schedule import Schedule
+from services.catalog.store import Store
+from services.catalog.sync import CatalogSync
+from services.catalog.upstream import Upstream
+from services.runtime.service import Service, run
+from services.runtime.settings import ServiceSettings
+
+log = structlog.get_logger()
+
+_WAIT_FOR_DATABASE_S = 1
+
+
+class Settings(ServiceSettings):
+    """`catalog_upstream_url` includes `/api/v1`."""
+
+    postgres_url: SecretStr
+    catalog_upstream_url: str = "https://openrouter.ai/api/v1"
+
+
+def build(settings: Settings) -> Service:
+    """Wire the service; nothing is opened before it starts."""
+    registry = CollectorRegistry()
+    service = Service("catalog", settings, registry)
+    store = Store(settings.postgres_url)
+    upstream = Upstream(settings.catalog_upstream_url)
+    index = LiveIndex(store, registry)
+    sync = CatalogSync(store=store, upstream=upstream, index=index, bus=service.bus, registry=registry)
+    schedule = Schedule(sync)
+    Handlers(bus=service.bus, store=store, index=index, sync=sync).register()
+
+    async def open_store() -> None:
+        while True:
+            try:
+                await store.open()
+                return await index.reload()
+            except ServiceError as error:
+                log.warning("database_awaited", code=error.code.value)
+                await asyncio.sleep(_WAIT_FOR_DATABASE_S)
+
+    async def ready_to_answer() -> None:
+        if not schedule.worth_waiting_over.is_set():
+            raise TimeoutError("the catalog is being read")
+
+    service.before_bus(open_store)
+    service.background("schedule", schedule.run)
+    service.health.add("postgres", store.ping)
+    service.health.add("catalog", ready_to_answer)
+    service.on_stop(store.close)
+    service.on_stop(upstream.close)
+    return service
+
+
+def main() -> None:
+    run(lambda: build(Settings()))
+
+
+if __name__ == "__main__":
+    main()
