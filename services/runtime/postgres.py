@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg
 import orjson
+import stamina
 
 from contracts.errors import ErrorCode, ServiceError
 
@@ -34,11 +35,11 @@ async def _set_codecs(connection: asyncpg.Connection) -> None:
         )
 
 
-async def create_pool(
+def create_pool(
     url: str, *, service: str, min_size: int = 2, max_size: int = 10, command_timeout_s: float = 10
 ) -> asyncpg.Pool:
-    """A pool whose connections speak JSON as dicts, numeric as Decimal and uuid as UUID."""
-    return await asyncpg.create_pool(
+    """A pool whose connections speak JSON as dicts, numeric as Decimal and uuid as UUID; it connects when awaited."""
+    return asyncpg.create_pool(
         url,
         init=_set_codecs,
         min_size=min_size,
@@ -63,3 +64,10 @@ async def ping(pool: asyncpg.Pool) -> Any:
     """For readiness: one round trip."""
     async with pool.acquire(timeout=2) as connection:
         return await connection.fetchval("SELECT 1", timeout=2)
+
+
+async def connect(pool: asyncpg.Pool) -> None:
+    """Open the pool, waiting for a database that is not up yet: services start in any order."""
+    async for attempt in stamina.retry_context(on=_DOWN, attempts=None, timeout=None, wait_max=2.0):
+        with attempt:
+            await pool

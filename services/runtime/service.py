@@ -151,7 +151,6 @@ class Service:
             await task
         log.info("service_stopped")
 
-
     async def _run_hooks(self, hooks: list[Hook]) -> None:
         for hook in reversed(hooks):
             try:

@@ -1,0 +1,36 @@
+"""Who may run what, at which price: decisions without I/O. The gateway guards nothing; these do."""
+
+from __future__ import annotations
+
+from contracts.catalog import ResolvedResource
+from contracts.errors import ErrorCode, ServiceError
+from contracts.execution import Caller, ExecuteRequest
+from services.executor.pricing import highest_price
+
+
+def is_creator(owner: str, caller: Caller) -> bool:
+    """A publisher is never a creator, whatever it is called."""
+    return caller.kind == "user" and caller.id == owner
+
+
+def check_run(resource: ResolvedResource, caller: Caller, request: ExecuteRequest) -> None:
+    """Raises ServiceError when the caller may not run this, or not under the conditions that the request names."""
+    if resource.status != "published" and not is_creator(resource.owner, caller):
+        raise ServiceError(
+            ErrorCode.NOT_FOUND,
+            "There is no published resource of this name or id; check it, or ask its creator to publish.",
+        )
+    if not resource.availability.available:
+        raise ServiceError(
+            ErrorCode.MODEL_UNAVAILABLE,
+            resource.availability.reason or "The model of this resource is not available any more.",
+        )
+    if request.expected_version is not None and request.expected_version != resource.version:
+        raise ServiceError(
+            ErrorCode.CONFLICT,
+            f"The resource is at version {resource.version} now; look at it again and send that expected_version.",
+        )
+    if request.max_price_usd is not None and (most := highest_price(resource.pricing)) > request.max_price_usd:
+        raise ServiceError(
+            ErrorCode.CONFLICT, f"A run may cost up to {most} USD, more than your max_price_usd; raise it to go on."
+        )

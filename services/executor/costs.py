@@ -1,0 +1,99 @@
+"""Costs that upstream did not state in the answer: asked for at `/generation` with growing pauses, then written as a
+further revision of the receipt. A cost that cannot be found out becomes `unknown` and is counted; it never becomes zero."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+from pydantic import TypeAdapter
+
+from contracts.catalog import Pricing
+from contracts.errors import ServiceError
+from contracts.execution import CostStatus, Receipt
+from services.executor.endings import messages_of, total_cost
+from services.executor.faults import UpstreamFailed
+from services.executor.leases import KeyLeases
+from services.executor.metrics import ExecutorMetrics
+from services.executor.pricing import cost_of
+from services.executor.store import PendingCost, Store
+from services.executor.upstream import Upstream
+
+log = structlog.get_logger()
+
+_EVERY_S = 0.5
+_FIRST_RETRY = timedelta(seconds=1)
+_MOST_LOOKUPS = 10  # 1 + 2 + 4 + … seconds: about 17 minutes in all
+_BATCH = 20
+_PRICING: TypeAdapter[Pricing] = TypeAdapter(Pricing)
+
+
+class PendingCosts:
+    def __init__(
+        self, store: Store, upstream: Upstream, leases: KeyLeases, metrics: ExecutorMetrics, wake_outbox: asyncio.Event
+    ) -> None:
+        self._store = store
+        self._upstream = upstream
+        self._leases = leases
+        self._metrics = metrics
+        self._wake_outbox = wake_outbox
+
+    async def look_up(self) -> None:
+        """Background work."""
+        while True:
+            due = await self._store.pending_costs(_BATCH, _FIRST_RETRY)
+            await asyncio.gather(*(self._settle(pending) for pending in due))
+            self._metrics.cost_pending.set(await self._store.count_pending_costs())
+            await asyncio.sleep(_EVERY_S)
+
+    async def _settle(self, pending: PendingCost) -> None:
+        cost_usd = None
+        try:
+            lease = await self._leases.get(pending.owner)
+            if lease.mode == pending.mode:
+                generation = await self._upstream.lookup_generation(lease.mode, lease.api_key, pending.generation_id)
+                cost_usd = generation.cost_usd if generation is not None else None
+        except (UpstreamFailed, ServiceError) as error:
+            log.info("cost_lookup_failed", execution_id=str(pending.execution_id), error=type(error).__name__)
+        if cost_usd is None and pending.lookups < _MOST_LOOKUPS:
+            return
+        status: CostStatus = "final" if cost_usd is not None else "unknown"
+        if status == "unknown":
+            self._metrics.cost_unknown.inc()
+            log.error("cost_unknown", execution_id=str(pending.execution_id), attempt=pending.number)
+        settled = await self._store.settle_attempt(pending.execution_id, pending.number, cost_usd, status)
+        if settled is None:
+            return
+        row, attempts, body = settled
+        receipt = Receipt.model_validate(body)
+        by_number = {attempt.number: attempt for attempt in attempts}
+        known = [
+            attempt.model_copy(
+                update={
+                    "cost_usd": by_number[attempt.number].cost_usd,
+                    "cost_status": by_number[attempt.number].cost_status,
+                }
+            )
+            for attempt in receipt.attempts
+        ]
+        model_usd, cost_status = total_cost(known)
+        cost = cost_of(
+            _PRICING.validate_python(row.pricing),
+            receipt.status,
+            text_delivered=receipt.truncated,
+            model_usd=model_usd,
+            cost_status=cost_status,
+        )
+        revised = receipt.model_copy(update={"revision": receipt.revision + 1, "attempts": known, "cost": cost})
+        await self._store.revise(
+            row.id,
+            revised.revision,
+            revised.model_dump(mode="json"),
+            price_usd=cost.price_usd,
+            cost_usd=cost.model_usd,
+            cost_status=cost.status,
+            messages=messages_of(revised, None),
+        )
+        self._metrics.model_cost_usd.inc(float(model_usd or 0))
+        self._wake_outbox.set()

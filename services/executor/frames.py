@@ -1,0 +1,67 @@
+"""Frames of a run: numbered from 1, written as bytes by hand because this is what happens once per token.
+
+They go to one subject, that of whoever may view the run, and are captured there by a memory stream for a quarter of an
+hour. Publishing never waits for anybody: a frame that cannot be sent is lost, its number is not, and the snapshot that
+follows a reconnect covers it.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import nats.errors
+import orjson
+import structlog
+from nats.aio.client import Client
+
+from contracts.base import Contract
+from contracts.execution import FrameType, OutputPart, Snapshot
+from contracts.subjects import frames_subject
+from services.runtime.bus import encode
+
+log = structlog.get_logger()
+
+
+class Frames:
+    """The frames of one run, and all that they have said so far."""
+
+    def __init__(self, nc: Client, viewer: str, execution_id: UUID) -> None:
+        self._nc = nc
+        self._subject = frames_subject(viewer, execution_id)
+        self._execution_id = execution_id
+        self.seq = 0
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._outputs: list[OutputPart] = []
+
+    async def _send(self, kind: FrameType, data: bytes) -> None:
+        self.seq += 1
+        try:
+            await self._nc.publish(self._subject, b'{"seq":%d,"type":"%b","data":%b}' % (self.seq, kind.encode(), data))
+        except nats.errors.Error as error:
+            log.warning("frame_lost", execution_id=str(self._execution_id), seq=self.seq, error=type(error).__name__)
+
+    async def send(self, kind: FrameType, data: Contract) -> None:
+        await self._send(kind, encode(data))
+
+    async def text(self, text: str) -> None:
+        self._text.append(text)
+        await self._send("text", orjson.dumps({"text": text}))
+
+    async def reasoning(self, text: str) -> None:
+        self._reasoning.append(text)
+        await self._send("reasoning", orjson.dumps({"text": text}))
+
+    async def output(self, part: OutputPart) -> None:
+        self._outputs.append(part)
+        await self._send("output", encode(part))
+
+    async def snapshot(self) -> None:
+        """Everything so far in one frame, for viewers that may have missed some."""
+        snapshot = Snapshot(
+            execution_id=self._execution_id,
+            text="".join(self._text),
+            reasoning="".join(self._reasoning),
+            outputs=self._outputs,
+        )
+        await self.send("snapshot", snapshot)

@@ -1,0 +1,131 @@
+"""What the executor answers on the bus. Each handler translates; who the caller is comes from the request of the gateway,
+or from the subject of a publisher, and from nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+from contracts.base import new_execution_id
+from contracts.errors import ErrorCode, ServiceError, invalid
+from contracts.execution import (
+    TERMINAL_STATUSES,
+    Caller,
+    Execute,
+    ExecuteRequest,
+    ExecutionAccepted,
+    ExecutionCanceling,
+    ExecutionPage,
+    ExecutionResult,
+    ExecutionView,
+    GetExecution,
+    GetOwnExecution,
+    ListExecutions,
+    RunReply,
+)
+from contracts.subjects import EXECUTION_CANCELING
+from services.executor.endings import for_caller
+from services.executor.jobs import Jobs, execute_as
+from services.executor.preparation import Preparation
+from services.executor.results import Results
+from services.executor.runs import Runner
+from services.executor.store import Execution, Store
+from services.executor.views import no_such_run, view_of
+from services.runtime.bus import Bus, current_call
+
+_CANCEL_WAIT_S = 1.5
+_CANCEL_LOOK_S = 0.05
+
+
+class Handlers:
+    def __init__(
+        self, *, bus: Bus, store: Store, preparation: Preparation, runner: Runner, jobs: Jobs, results: Results
+    ) -> None:
+        self._bus = bus
+        self._store = store
+        self._preparation = preparation
+        self._runner = runner
+        self._jobs = jobs
+        self._results = results
+
+    async def run(self, request: Execute) -> RunReply:
+        """Run and wait."""
+        self._runner.check_room()
+        prepared = await self._preparation.prepare(request)
+        reply = await self._runner.run(prepared)
+        if isinstance(reply, ExecutionResult):
+            return for_caller(reply, prepared.resource.owner, request.caller)
+        return reply
+
+    async def run_as(self, request: ExecuteRequest) -> RunReply:
+        """Run as the publisher in the subject."""
+        return await self.run(execute_as(current_call().publisher, request, new_execution_id()))
+
+    async def enqueue(self, request: Execute) -> ExecutionAccepted:
+        """Accept durably."""
+        return await self._jobs.enqueue(request)
+
+    async def get(self, request: GetExecution) -> ExecutionView:
+        row = await self._row(request)
+        receipt = await self._store.receipt(row.id) if row.status in TERMINAL_STATUSES else None
+        return view_of(row, request.caller, self._results, receipt, whole=True)
+
+    async def get_as(self, request: GetOwnExecution) -> ExecutionView:
+        return await self.get(GetExecution(execution_id=request.execution_id, caller=_publisher()))
+
+    async def list(self, request: ListExecutions) -> ExecutionPage:
+        """Newest first."""
+        if request.role == "owner" and request.caller.kind != "user":
+            raise ServiceError(ErrorCode.FORBIDDEN, "Only a creator has resources of their own.")
+        rows = await self._store.page(
+            caller=(request.caller.kind, request.caller.id) if request.role == "caller" else None,
+            owner=request.caller.id if request.role == "owner" else None,
+            resource_id=request.resource_id,
+            status=request.status,
+            before=_cursor(request.cursor),
+            limit=request.limit + 1,
+        )
+        shown = rows[: request.limit]
+        return ExecutionPage(
+            items=[view_of(row, request.caller, self._results, None, whole=False) for row in shown],
+            next_cursor=str(shown[-1].id) if len(rows) > request.limit else None,
+        )
+
+    async def cancel(self, request: GetExecution) -> ExecutionView:
+        """Flag it, tell every executor, and wait a moment for the end."""
+        row = await self._row(request)
+        view_of(row, request.caller, self._results, None, whole=False)  # only its caller and its creator may
+        was = await self._store.request_cancel(row.id)
+        if was == "queued":
+            await self._jobs.cancel_queued(row)
+        elif was == "running" and not self._runner.cancel(row.id):
+            await self._bus.publish(EXECUTION_CANCELING, ExecutionCanceling(execution_id=row.id))
+        for _ in range(round(_CANCEL_WAIT_S / _CANCEL_LOOK_S)):
+            row = await self._row(request)
+            if row.status in TERMINAL_STATUSES:
+                break
+            await asyncio.sleep(_CANCEL_LOOK_S)
+        return await self.get(request)
+
+    async def cancel_as(self, request: GetOwnExecution) -> ExecutionView:
+        return await self.cancel(GetExecution(execution_id=request.execution_id, caller=_publisher()))
+
+    async def canceling(self, event: ExecutionCanceling) -> None:
+        self._runner.cancel(event.execution_id)
+
+    async def _row(self, request: GetExecution) -> Execution:
+        row = await self._store.get(request.execution_id)
+        if row is None:
+            raise no_such_run()
+        return row
+
+
+def _publisher() -> Caller:
+    return Caller(kind="service", id=current_call().publisher)
+
+
+def _cursor(text: str | None) -> UUID | None:
+    try:
+        return UUID(text) if text is not None else None
+    except ValueError:
+        raise invalid("cursor", "This cursor is not one of ours; start again without it.") from None

@@ -1,0 +1,219 @@
+"""Jobs are rows. The stream is only the inbox: what is published there becomes a queued row, and is acknowledged after
+that row is committed. Executors claim rows where the creator's key has a free slot, callers of one key in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4, uuid5
+
+import nats.errors
+import orjson
+import structlog
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig
+
+from contracts.catalog import ResolvedResource
+from contracts.errors import ErrorBody, ErrorCode, ServiceError
+from contracts.execution import Caller, CallerReceipt, Execute, ExecuteRequest, ExecutionAccepted
+from contracts.subjects import JOBS_STREAM, publisher_of
+from services.executor.endings import EndStatus, ended_row, ending_of, finished_for, for_caller, result_of
+from services.executor.frames import Frames
+from services.executor.preparation import Preparation
+from services.executor.results import Results
+from services.executor.runs import Runner, conflicting_request
+from services.executor.store import Execution, Store
+from services.runtime.bus import Bus, parse
+from services.runtime.health import Health
+from services.runtime.sealing import Keyring
+
+log = structlog.get_logger()
+
+_CONSUMER = "executor"
+_FETCH = 20
+_LOOK_AGAIN_S = 1.0
+_TRANSIENT = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT, ErrorCode.INTERNAL})
+_REDELIVER_AFTER_S = 2.0
+_MOST_DELIVERIES = 20
+_JOB_IDS = UUID("7c0d6c1e-9d0e-5c3b-8f53-8e2b6f0f4a11")
+
+
+class Jobs:
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        store: Store,
+        preparation: Preparation,
+        runner: Runner,
+        keyring: Keyring,
+        results: Results,
+        keep_results: timedelta,
+        health: Health,
+        instance: str,
+        running_per_key: int,
+        outgoing: asyncio.Event,
+    ) -> None:
+        self._bus = bus
+        self._store = store
+        self._preparation = preparation
+        self._runner = runner
+        self._keyring = keyring
+        self._results = results
+        self._keep_results = keep_results
+        self._health = health
+        self._instance = instance
+        self._running_per_key = running_per_key
+        self._outgoing = outgoing
+        self.wake = asyncio.Event()
+
+    # Accepting --------------------------------------------------------------------------------------------------------
+
+    async def enqueue(self, execute: Execute) -> ExecutionAccepted:
+        """Commit a run to be done later. Raises ServiceError for every reason not to."""
+        prepared = await self._preparation.prepare(execute)
+        job = orjson.dumps(
+            {
+                "execute": execute.model_dump(mode="json"),
+                "resource": prepared.resource.model_dump(mode="json"),
+            }
+        )
+        locked = self._keyring.encrypt(job, prepared.id.bytes)
+        admission = await self._store.enqueue(
+            prepared.as_row(), mode=prepared.lease.mode, job=locked.blob, job_key_id=locked.key_id
+        )
+        if admission.outcome == "conflict":
+            raise conflicting_request()
+        self.wake.set()
+        return ExecutionAccepted(execution_id=admission.execution_id, status="queued")
+
+    async def take_in(self) -> None:
+        """Background work: empty the inbox into rows."""
+        subscription = await self._bus.js.pull_subscribe(
+            "",
+            durable=_CONSUMER,
+            stream=JOBS_STREAM.name,
+            config=ConsumerConfig(ack_policy=AckPolicy.EXPLICIT, ack_wait=30, max_deliver=-1, max_ack_pending=1000),
+        )
+        try:
+            while not self._health.stopping:
+                with contextlib.suppress(nats.errors.TimeoutError):
+                    messages = await subscription.fetch(_FETCH, timeout=1)
+                    await asyncio.gather(*(self._accept(message) for message in messages))
+        finally:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+    async def _accept(self, message: Msg) -> None:
+        """One submitted job: a row, a refusal that is told in `finished`, or a later redelivery."""
+        publisher = publisher_of(message.subject)
+        try:
+            await self.enqueue(execute_as(publisher, parse(ExecuteRequest, message.data), _id_of(message)))
+        except ServiceError as error:
+            if error.code in _TRANSIENT and message.metadata.num_delivered < _MOST_DELIVERIES:
+                await message.nak(delay=_REDELIVER_AFTER_S)
+                return
+            await self._refuse(publisher, message, error.body)
+        await message.ack()
+
+    async def _refuse(self, publisher: str, message: Msg, error: ErrorBody) -> None:
+        execution_id = _claimed_id(message.data) or _id_of(message)
+        log.info("job_refused", execution_id=str(execution_id), code=error.code.value)
+        refusal = CallerReceipt(
+            execution_id=execution_id,
+            revision=1,
+            status="failed",
+            resource_id=None,
+            resource_version=None,
+            mode=None,
+            price_usd=None,
+            error=error.model_copy(update={"execution_id": execution_id}),
+            finished_at=datetime.now(UTC),
+        )
+        # The id may be that of an earlier run; this refusal must not be taken for a repetition of its message.
+        message_id = f"refused:{message.metadata.sequence.stream}"
+        await self._store.publish_later([replace(finished_for(publisher, refusal), message_id=message_id)])
+        self._outgoing.set()
+
+    # Running ----------------------------------------------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """Background work: claim queued runs while there is room, woken by a new job, by the end of a run, or after a second."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.wake.wait(), _LOOK_AGAIN_S)
+            self.wake.clear()
+            while not self._health.stopping and self._runner.has_room() and (row := await self._claim()) is not None:
+                await self._begin(row)
+
+    async def _claim(self) -> Execution | None:
+        return await self._store.claim(
+            running_per_key=self._running_per_key, executor=self._instance, lease_token=uuid4()
+        )
+
+    async def _begin(self, row: Execution) -> None:
+        """Start a claimed run, or end it where it cannot start any more (the key is gone, say)."""
+        assert row.lease_token is not None
+        assert row.job is not None
+        assert row.job_key_id is not None
+        try:
+            job = orjson.loads(self._keyring.decrypt(row.job_key_id, row.job, row.id.bytes))
+            execute = Execute.model_validate(job["execute"])
+            resource = ResolvedResource.model_validate(job["resource"])
+            prepared = replace(await self._preparation.resume(execute, resource, row.created_at), id=row.id)
+        except ServiceError as error:
+            await self.end_unbegun(
+                row, row.lease_token, "failed", error.body.model_copy(update={"execution_id": row.id})
+            )
+            return
+        queued_ms = round((datetime.now(UTC) - row.created_at).total_seconds() * 1000)
+        self._runner.begin(prepared, row.lease_token, queued_ms)
+
+    async def end_unbegun(self, row: Execution, token: UUID, status: EndStatus, error: ErrorBody | None) -> None:
+        """End a run that never reached upstream: nothing was billed."""
+        ended = ended_row(row, [], status, error)
+        result = None if error is not None else result_of(ended, None, {})
+        locked = self._results.lock(result) if result is not None else None
+        if await self._store.finish(
+            row.id, token, ending_of(ended, last_seq=1, result=locked, keep=self._keep_results)
+        ):
+            frames = Frames(self._bus.nc, row.viewer, row.id)
+            if error is not None:
+                await frames.send("failed", error)
+            elif result is not None:
+                await frames.send("completed", for_caller(result, ended.owner, ended.caller))
+        self._outgoing.set()
+
+    async def cancel_queued(self, row: Execution) -> None:
+        """A queued run is made ours without a slot, and ended."""
+        token = uuid4()
+        if await self._store.take_queued(row.id, executor=self._instance, lease_token=token):
+            await self.end_unbegun(row, token, "canceled", None)
+
+
+def execute_as(publisher: str, request: ExecuteRequest, default_id: UUID) -> Execute:
+    """What a publisher asks for, with the caller that its subject names. Raises INVALID when it names no resource."""
+    if request.resource is None:
+        raise ServiceError(ErrorCode.INVALID, "Name the resource to run, by id or as owner/slug.")
+    return Execute(
+        **request.model_dump(exclude={"execution_id"}),
+        execution_id=request.execution_id or default_id,
+        caller=Caller(kind="service", id=publisher),
+        viewer=publisher,
+    )
+
+
+def _id_of(message: Msg) -> UUID:
+    """An id for a job that came without one: the same at every redelivery."""
+    return uuid5(_JOB_IDS, f"{message.metadata.stream}:{message.metadata.sequence.stream}:{message.metadata.timestamp}")
+
+
+def _claimed_id(data: bytes) -> UUID | None:
+    """The execution id of a job that is otherwise not valid, so that its sender can tell which one was refused."""
+    try:
+        return UUID(orjson.loads(data)["execution_id"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,76 @@
+"""Leases: renewed for all runs of this process in one statement, taken from executors that died, given up when we cannot
+renew. The clock is the database's, so that no two machines can disagree."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+
+import asyncpg
+import structlog
+
+from contracts.errors import ErrorCode
+from services.executor.endings import ended_row, ending_of, interrupted
+from services.executor.metrics import ExecutorMetrics
+from services.executor.runs import Runner
+from services.executor.store import Execution, Store
+
+log = structlog.get_logger()
+
+LEASE_S = 15.0
+RENEW_EVERY_S = 5.0
+_GIVE_UP_AFTER_S = 10.0
+_JANITOR_EVERY_S = 300.0
+
+
+class Keeper:
+    def __init__(self, store: Store, runner: Runner, metrics: ExecutorMetrics, wake_outbox: asyncio.Event) -> None:
+        self._store = store
+        self._runner = runner
+        self._metrics = metrics
+        self._wake_outbox = wake_outbox
+
+    async def renew(self) -> None:
+        """Background work: keep our runs ours; stop those that are not any more, or that somebody canceled elsewhere."""
+        renewed_s = time.monotonic()
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S)
+            tokens = list(self._runner.runs)
+            try:
+                held = await self._store.renew(tokens) if tokens else {}
+                renewed_s = time.monotonic()
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+                log.warning("lease_not_renewed", error=type(error).__name__, runs=len(tokens))
+                if time.monotonic() - renewed_s > _GIVE_UP_AFTER_S:
+                    for run in list(self._runner.runs.values()):
+                        run.stop("interrupted")
+                continue
+            for token in tokens:
+                ours = self._runner.runs.get(token)
+                if ours is not None and (token not in held or held[token]):
+                    ours.stop("canceled" if token in held else "interrupted")
+
+    async def reap(self) -> None:
+        """Background work: end the runs of executors that died."""
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S)
+            for row in await self._store.expired():
+                await self._interrupt(row)
+                self._wake_outbox.set()
+
+    async def clean(self) -> None:
+        """Background work: delete outputs that need not be kept any longer."""
+        while True:
+            erased = await self._store.erase_expired_results()
+            if erased:
+                log.info("results_erased", results=erased)
+            await asyncio.sleep(_JANITOR_EVERY_S)
+
+    async def _interrupt(self, row: Execution) -> None:
+        assert row.lease_token is not None
+        ended = ended_row(row, await self._store.attempts(row.id), "interrupted", interrupted(row.id))
+        ending = ending_of(ended, last_seq=None, result=None, keep=timedelta(0))
+        if await self._store.finish(row.id, row.lease_token, ending):
+            self._metrics.executions.labels("interrupted", ErrorCode.UNAVAILABLE.value).inc()
+            log.warning("run_reaped", execution_id=str(row.id), cost_status=ended.cost.status)

@@ -1,0 +1,175 @@
+"""The executor: runs resources with their creators' keys. Wiring only; what it does is in the modules it names."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from datetime import timedelta
+
+from prometheus_client import CollectorRegistry
+from pydantic import Field, SecretStr
+
+from contracts.subjects import (
+    AS_CANCEL,
+    AS_GET,
+    AS_RUN,
+    EXECUTION_CANCEL,
+    EXECUTION_CANCELING,
+    EXECUTION_ENQUEUE,
+    EXECUTION_GET,
+    EXECUTION_LIST,
+    EXECUTION_RUN,
+    FRAMES_STREAM,
+    JOBS_STREAM,
+    KEYS_CHANGED,
+    MODEL_CHANGED,
+    RECEIPTS_STREAM,
+    RESOURCE_CHANGED,
+)
+from services.executor.calls import Calls
+from services.executor.costs import PendingCosts
+from services.executor.generations import GenerationNotes
+from services.executor.handlers import Handlers
+from services.executor.jobs import Jobs
+from services.executor.keeper import LEASE_S, Keeper
+from services.executor.leases import KeyLeases
+from services.executor.media import MediaStore
+from services.executor.metrics import ExecutorMetrics
+from services.executor.outbox import Outbox
+from services.executor.preparation import Preparation
+from services.executor.resolutions import Resolutions
+from services.executor.results import Results
+from services.executor.runs import Runner
+from services.executor.slots import Slots
+from services.executor.store import Store
+from services.executor.upstream import Upstream
+from services.runtime.bus import Bus
+from services.runtime.postgres import connect, create_pool, ping
+from services.runtime.sealing import Keyring
+from services.runtime.service import Service, run
+from services.runtime.settings import ServiceSettings
+
+# Longer than any run may take, so that a stop never cuts one short.
+_DRAIN_TIMEOUT_S = 620
+
+
+class Settings(ServiceSettings):
+    postgres_url: SecretStr
+    openrouter_url: str = "https://openrouter.ai/api/v1"
+    sandbox_url: str | None = Field(default=None, description="Where test keys go; without it there is no test mode.")
+    result_keys: SecretStr = Field(description="Keyring that results and queued jobs are locked under: id:base64,…")
+    media_name_secret: SecretStr = Field(description="Makes the names of media unguessable.")
+    public_url: str = Field(default="http://127.0.0.1:8402", description="Where the gateway is reached from outside.")
+    running_per_key: int = Field(default=5, ge=1, description="Runs at once per creator's key, over all executors.")
+    slot_wait_s: float = Field(default=2.0, ge=0, le=60)
+    max_running: int = Field(default=500, ge=1, description="Runs at once in this process.")
+    keep_results_hours: float = Field(default=24.0, ge=0)
+    postgres_pool: int = Field(default=10, ge=2, le=100)
+
+
+def build(settings: Settings) -> Service:
+    registry = CollectorRegistry()
+    service = Service("executor", settings, registry, drain_timeout_s=_DRAIN_TIMEOUT_S)
+    bus = service.bus
+    pool = create_pool(settings.postgres_url.get_secret_value(), service="executor", max_size=settings.postgres_pool)
+    name_secret = settings.media_name_secret.get_secret_value().encode()
+    keyring = Keyring.parse(settings.result_keys.get_secret_value())
+    keep_results = timedelta(hours=settings.keep_results_hours)
+    metrics = ExecutorMetrics(registry)
+    store = Store(pool, lease_s=LEASE_S)
+    leases = KeyLeases(bus)
+    resolutions = Resolutions(bus)
+    preparation = Preparation(
+        bus, resolutions, leases, pseudonym_secret=hmac.digest(name_secret, b"pseudonyms of callers", "sha256")
+    )
+    upstream = Upstream(settings.openrouter_url, settings.sandbox_url)
+    media = MediaStore(bus, settings.public_url, name_secret)
+    results = Results(keyring)
+    generations = GenerationNotes(store)
+    runner = Runner(
+        bus=bus,
+        store=store,
+        calls=Calls(store, upstream, media, generations, metrics),
+        results=results,
+        slots=Slots(wait_s=settings.slot_wait_s),
+        metrics=metrics,
+        instance=service.instance,
+        running_per_key=settings.running_per_key,
+        max_running=settings.max_running,
+        keep_results=keep_results,
+    )
+    outgoing = asyncio.Event()
+    jobs = Jobs(
+        bus=bus,
+        store=store,
+        preparation=preparation,
+        runner=runner,
+        keyring=keyring,
+        results=results,
+        keep_results=keep_results,
+        health=service.health,
+        instance=service.instance,
+        running_per_key=settings.running_per_key,
+        outgoing=outgoing,
+    )
+    runner.wake_at_end += [outgoing, jobs.wake]
+    keeper = Keeper(store, runner, metrics, outgoing)
+    costs = PendingCosts(store, upstream, leases, metrics, outgoing)
+    outbox = Outbox(bus, store, metrics, outgoing)
+    _serve(bus, Handlers(bus=bus, store=store, preparation=preparation, runner=runner, jobs=jobs, results=results))
+    bus.listen(KEYS_CHANGED, leases.changed)
+    bus.listen(RESOURCE_CHANGED, resolutions.resource_changed)
+    bus.listen(MODEL_CHANGED, resolutions.model_changed)
+
+    async def declare() -> None:
+        for stream in (FRAMES_STREAM, JOBS_STREAM, RECEIPTS_STREAM):
+            await bus.declare(stream)
+        await media.declare()
+
+    async def reconnected() -> None:
+        await leases.forget()
+        await resolutions.forget()
+        await declare()
+        await runner.send_snapshots()
+
+    bus.on_reconnect(reconnected)
+    service.health.add("postgres", lambda: ping(pool))
+    service.before_bus(lambda: connect(pool))
+    service.after_bus(declare)
+    for name, work in (
+        ("renew", keeper.renew),
+        ("reap", keeper.reap),
+        ("clean", keeper.clean),
+        ("costs", costs.look_up),
+        ("outbox", outbox.relay),
+        ("generations", generations.write),
+        ("jobs_in", jobs.take_in),
+        ("jobs", jobs.work),
+    ):
+        service.background(name, work)
+    service.on_drain(runner.wait_until_idle)
+    service.on_stop(pool.close)
+    service.on_stop(upstream.close)
+    service.on_stop(outbox.flush)
+    return service
+
+
+def _serve(bus: Bus, handlers: Handlers) -> None:
+    # The two that wait for a model are the hot path.
+    bus.serve_raw(EXECUTION_RUN, handlers.run)
+    bus.serve_raw(AS_RUN, handlers.run_as)
+    bus.serve(EXECUTION_ENQUEUE, handlers.enqueue)
+    bus.serve(EXECUTION_GET, handlers.get)
+    bus.serve(EXECUTION_LIST, handlers.list)
+    bus.serve(EXECUTION_CANCEL, handlers.cancel)
+    bus.serve(AS_GET, handlers.get_as)
+    bus.serve(AS_CANCEL, handlers.cancel_as)
+    bus.listen(EXECUTION_CANCELING, handlers.canceling)
+
+
+def main() -> None:
+    run(lambda: build(Settings()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What an executor counts. Labels come from closed sets, named in the comment beside each; ids are never labels."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LONG_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+_SHORT_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
+
+
+class ExecutorMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # status: succeeded, failed, canceled, interrupted; code: ok and ErrorCode
+        self.executions = Counter("x402jobs_executions", "Runs that ended.", ["status", "code"], registry=registry)
+        # status: as above
+        self.seconds = Histogram(
+            "x402jobs_execution_seconds", "From request to receipt.", ["status"], registry=registry, buckets=_LONG_S
+        )
+        self.first_token_seconds = Histogram(
+            "x402jobs_first_token_seconds", "From request to the first output.", registry=registry, buckets=_LONG_S
+        )
+        self.overhead_seconds = Histogram(
+            "x402jobs_overhead_seconds",
+            "Our own part of a run: from request to upstream call and from its end to the receipt, waiting for a slot left out.",
+            registry=registry,
+            buckets=_SHORT_S,
+        )
+        # kind: prompt, completion, reasoning, cached
+        self.tokens = Counter("x402jobs_tokens", "Tokens as upstream counted them.", ["kind"], registry=registry)
+        self.model_cost_usd = Counter(
+            "x402jobs_model_cost_usd", "What runs cost their creators, once known.", registry=registry
+        )
+        self.price_usd = Counter("x402jobs_price_usd", "What callers were charged, once known.", registry=registry)
+        self.cost_pending = Gauge(
+            "x402jobs_cost_pending", "Upstream calls whose cost is being looked up.", registry=registry
+        )
+        self.cost_unknown = Counter(
+            "x402jobs_cost_unknown", "Upstream calls whose cost could not be found out.", registry=registry
+        )
+        # code: ErrorCode
+        self.upstream_errors = Counter(
+            "x402jobs_upstream_errors", "Failed upstream calls.", ["code"], registry=registry
+        )
+        self.slots_in_use = Gauge("x402jobs_slots_in_use", "Runs under way in this process.", registry=registry)
+        self.outbox_pending = Gauge(
+            "x402jobs_outbox_pending", "Committed messages that are not yet sent.", registry=registry
+        )
+        self.jobs_queued = Counter("x402jobs_jobs_accepted", "Jobs taken from the inbox into rows.", registry=registry)
+        self.media_bytes = Counter("x402jobs_media_bytes", "Bytes of media stored.", registry=registry)

@@ -1,0 +1,35 @@
+"""Results at rest: locked under the executor's own keyring with the run's id as additional data, so that a row copied to
+another run does not open, and a database dump shows nobody's text."""
+
+from __future__ import annotations
+
+from contracts.execution import Cost, ExecutionResult
+from services.executor.store import Execution
+from services.runtime.bus import encode
+from services.runtime.sealing import Keyring, Locked
+
+
+class Results:
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+
+    def lock(self, result: ExecutionResult) -> Locked:
+        return self._keyring.encrypt(encode(result), result.execution_id.bytes)
+
+    def open(self, row: Execution) -> ExecutionResult | None:
+        """The whole result with its cost as it is known today; None when the output is not kept any more."""
+        if row.result is None or row.result_key_id is None:
+            return None
+        result = ExecutionResult.model_validate_json(self._keyring.decrypt(row.result_key_id, row.result, row.id.bytes))
+        return result.model_copy(update={"cost": cost_of_row(row)})
+
+
+def cost_of_row(row: Execution) -> Cost:
+    """The cost as the row has it: a cost that was looked up after the end is newer than the stored result."""
+    known = row.price_usd is not None and row.cost_usd is not None
+    return Cost(
+        model_usd=row.cost_usd,
+        markup_usd=row.price_usd - row.cost_usd if known else None,  # type: ignore[operator]
+        price_usd=row.price_usd,
+        status=row.cost_status or "unknown",
+    )

@@ -1,0 +1,51 @@
+"""A run as one person may see it: outputs are the caller's alone, the true cost the creator's alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from contracts.errors import ErrorBody, ErrorCode, ServiceError
+from contracts.execution import TERMINAL_STATUSES, Caller, ExecutionView, PriceOnly, Receipt
+from services.executor.access import is_creator
+from services.executor.endings import for_caller
+from services.executor.results import Results, cost_of_row
+from services.executor.store import Execution
+
+
+def no_such_run() -> ServiceError:
+    return ServiceError(ErrorCode.NOT_FOUND, "There is no run of yours with this id.")
+
+
+def is_caller(row: Execution, caller: Caller) -> bool:
+    return (row.caller_kind, row.caller_id) == (caller.kind, caller.id)
+
+
+def view_of(
+    row: Execution, caller: Caller, results: Results, receipt: dict[str, Any] | None, *, whole: bool
+) -> ExecutionView:
+    """Raises NOT_FOUND for whoever is neither caller nor creator. `whole` opens the result; a list leaves it out."""
+    creator, own = is_creator(row.owner, caller), is_caller(row, caller)
+    if not (creator or own):
+        raise no_such_run()
+    ended = row.status in TERMINAL_STATUSES
+    result = results.open(row) if own and whole and row.status in ("succeeded", "canceled") else None
+    cost = cost_of_row(row) if ended else None
+    return ExecutionView(
+        execution_id=row.id,
+        status=row.status,
+        mode=row.mode,
+        owner=row.owner,
+        caller=Caller(kind=row.caller_kind, id=row.caller_id),
+        resource_id=row.resource_id,
+        resource_version=row.resource_version,
+        model=row.model_id,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        last_seq=row.last_seq,
+        result=for_caller(result, row.owner, caller) if result is not None else None,
+        error=ErrorBody.model_validate(row.error) if row.error is not None else None,
+        output_expired=own and whole and row.status in ("succeeded", "canceled") and result is None,
+        cost=cost if creator or cost is None else PriceOnly(price_usd=cost.price_usd),
+        receipt=Receipt.model_validate(receipt) if creator and receipt is not None else None,
+    )
