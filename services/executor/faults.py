@@ -449,6 +449,10 @@ def _model_unavailable(facts: _Facts) -> Fault:
         sentence = "No provider of this model takes all the parameters of the resource. Its owner must change them."
     elif facts.has(r"region|country|territor") or code == "region_restricted":
         sentence = "This model is not available where it was asked for. The owner must choose another one."
+    elif facts.status == 403:
+        sentence = (
+            "No provider that the OpenRouter account allows serves this model. Its owner must choose another one."
+        )
     elif facts.has("free period|free variant|free model.{0,40}end") or code == "free_variant_ended":
         sentence = "The free period of this model is over. The owner must choose its paid version or another model."
     else:

@@ -17,7 +17,6 @@ from contracts.execution import (
     MAX_RESULT_TEXT_BYTES,
     CitationPart,
     FinishReason,
-    OtherPart,
     OutputPart,
     RefusalPart,
     TextPart,
@@ -39,6 +38,7 @@ from services.executor.parts import (
     decode,
     entries_of,
     media_of,
+    merged_part,
     open_tool,
     other_part,
     string_of,
@@ -49,6 +49,7 @@ __all__ = ["Answer", "Delta", "Normaliser", "RawMedia", "Reasoning", "Text"]
 
 _MAX_PARTS = 1000
 _MAX_UNKNOWN_KEYS = 20
+_REDACTED = "[REDACTED]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Normaliser:
         self._streamed = False
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._text_chars = 0
+        self._text_bytes = 0
         self._half_character = ""
         self._slots: list[_Slot] = []
         self._tools: list[ToolDraft] = []
@@ -177,7 +178,8 @@ class Normaliser:
             chunk = {**chunk, "provider": None, **nested}
         self._read_head(chunk)
         choice = self._choice(chunk.get("choices"))
-        if choice is not None:
+        # What comes after a fault is no part of the answer any more, except what it cost.
+        if choice is not None and self._fault is None:
             self._read_choice(choice)
         error = chunk.get("error")
         if not error and choice is not None:
@@ -196,7 +198,9 @@ class Normaliser:
     def _close(self) -> Answer:
         self._flush_half_character()
         outputs = [self._closed(slot) for slot in self._slots]
-        outputs += [self._close_unknown(key, values) for key, values in self._unknown.items()]
+        unknown = [merged_part(key, values) for key, values in self._unknown.items()]
+        self._deltas += unknown
+        outputs += unknown
         text = "".join(self._text)
         reasoning = "".join(self._reasoning) or None
         finish = self._mapped_finish()
@@ -319,6 +323,7 @@ class Normaliser:
                 self._append(self._refusal)
             self._refusal.pieces.append(refusal)
             self.delivered = True
+            self._limit(refusal)
 
     def _read_unknown(self, key: str, value: Any) -> None:
         if key in self._unknown or len(self._unknown) < _MAX_UNKNOWN_KEYS:
@@ -328,12 +333,12 @@ class Normaliser:
         """One of three names; OpenRouter repeats the same words under the others."""
         for key in ("reasoning", "reasoning_content"):
             text = message.get(key)
-            if isinstance(text, str) and text and text != "[REDACTED]":
+            if isinstance(text, str) and text and text != _REDACTED:
                 self._add_reasoning(text)
                 return
         for detail in entries_of(message.get("reasoning_details")):
             text = (detail.get("text") or detail.get("summary")) if isinstance(detail, dict) else None
-            if isinstance(text, str) and text and text != "[REDACTED]":
+            if isinstance(text, str) and text and text != _REDACTED:
                 self._add_reasoning(text)
 
     def _read_content_part(self, part: Any) -> None:
@@ -377,6 +382,7 @@ class Normaliser:
         if draft is not None:
             draft.add(function)
             self.delivered = True
+            self._limit(function.get("arguments"))
 
     def _tool_draft(self, entry: dict[str, Any], function: dict[str, Any]) -> ToolDraft | None:
         """The call that an entry belongs to, or a new one. None where it repeats what is finished, or there are too many."""
@@ -385,11 +391,13 @@ class Normaliser:
         call_id, index = (string_of(entry.get("id")) or "")[:MAX_ID_CHARS] or None, count_of(entry.get("index"))
         # A call in a plain answer is always whole and its own.
         found = None if self._plain else open_tool(self._tools, call_id, index, function)
-        if found is None and len(self._slots) < _MAX_PARTS:
-            found = ToolDraft(index, call_id)
-            self._tools.append(found)
-            self._append(found)
-        return found
+        if found is not None:
+            return found
+        draft = ToolDraft(index, call_id)
+        if not self._append(draft):
+            return None
+        self._tools.append(draft)
+        return draft
 
     def _read_media(self, entry: Any, kind: MediaKind) -> None:
         media = media_of(entry, kind)
@@ -414,6 +422,7 @@ class Normaliser:
             self._audio.pieces.append(data)
         if isinstance(transcript, str):
             self._audio.transcript.append(transcript)
+            self._limit(transcript)
         self.delivered = True
 
     def _read_annotation(self, entry: Any) -> None:
@@ -428,6 +437,7 @@ class Normaliser:
             return
         self._citations.add((url, start, end))
         title, text = string_of(citation.get("title")), string_of(citation.get("content"))
+        self._limit(text)
         self._add_output(CitationPart(url=url, title=title, text=text, start_index=start, end_index=end))
 
     # Adding ------------------------------------------------------------------------------------------------------------
@@ -457,19 +467,22 @@ class Normaliser:
         self._limit(text)
         self._deltas.append(Reasoning(text))
 
-    def _limit(self, text: str) -> None:
-        self._text_chars += len(text) if text.isascii() else len(text.encode())
-        if self._text_chars > MAX_RESULT_TEXT_BYTES and self._fault is None:
+    def _limit(self, text: Any) -> None:
+        """Everything that is text counts: a result has to fit into one message."""
+        if isinstance(text, str):
+            self._text_bytes += len(text) if text.isascii() else len(text.encode(errors="replace"))
+        if self._text_bytes > MAX_RESULT_TEXT_BYTES and self._fault is None:
             self._fault = faults.too_large(delivered=True)
             self.done = True
 
-    def _append(self, slot: _Slot) -> None:
-        if len(self._slots) < _MAX_PARTS:
+    def _append(self, slot: _Slot) -> bool:
+        fits = len(self._slots) < _MAX_PARTS
+        if fits:
             self._slots.append(slot)
+        return fits
 
     def _add_output(self, part: Output) -> None:
-        if len(self._slots) < _MAX_PARTS:
-            self._slots.append(part)
+        if self._append(part):
             self._deltas.append(part)
             self.delivered = True
 
@@ -483,17 +496,5 @@ class Normaliser:
             part = slot.part()
         else:
             return slot
-        self._deltas.append(part)
-        return part
-
-    def _close_unknown(self, key: str, values: list[Any]) -> OtherPart:
-        """A field that nobody knew, over all chunks: text joined, lists appended, of anything else the last."""
-        if all(isinstance(value, str) for value in values):
-            merged: Any = "".join(values)
-        elif all(isinstance(value, list) for value in values):
-            merged = [item for value in values for item in value]
-        else:
-            merged = values[-1]
-        part = other_part(key, merged)
         self._deltas.append(part)
         return part

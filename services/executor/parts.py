@@ -93,6 +93,15 @@ def other_part(kind: object, value: Any) -> OtherPart:
     return OtherPart(kind=name, data=data if size <= _MAX_OTHER_BYTES else {"omitted_bytes": size})
 
 
+def merged_part(key: str, values: list[Any]) -> OtherPart:
+    """A field that nobody knew, over all chunks: text joined, lists appended, of anything else the last."""
+    if all(isinstance(value, str) for value in values):
+        return other_part(key, "".join(values))
+    if all(isinstance(value, list) for value in values):
+        return other_part(key, [item for value in values for item in value])
+    return other_part(key, values[-1])
+
+
 def string_of(value: object) -> str | None:
     return clean(value) if isinstance(value, str) and value else None
 
