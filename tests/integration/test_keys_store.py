@@ -65,6 +65,14 @@ async def keep(store: Store, owner: str, *, keyring: Keyring = RING, leases: int
             await rows.log_lease("executor-1", version, "granted")
 
 
+async def somebody_waits(database: Database) -> None:
+    """Returns once a transaction in this database waits for a lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with signed_in(database.superuser) as connection, asyncio.timeout(5):
+        while not await connection.fetchval(waiting):  # noqa: ASYNC110 - a lock says nothing by itself
+            await asyncio.sleep(0.02)
+
+
 # Row level security ---------------------------------------------------------------------------------------------------
 
 
@@ -112,7 +120,7 @@ async def test_rows_of_another_owner_cannot_be_inserted(database: Database, user
             "INSERT INTO keys.lease_log (owner, instance, version, result) VALUES ('alice', 'x', 1, 'granted')",
             "INSERT INTO keys.key_versions (owner, version) VALUES ('', 1)",
         ):
-            with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.CheckViolationError)):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
                 await connection.execute(statement)
 
 
@@ -203,6 +211,39 @@ async def test_erase_leaves_neither_key_nor_data_key(store: Store, database: Dat
     async with signed_in(database.superuser) as connection:
         assert await connection.fetchval("SELECT count(*) FROM keys.user_openrouter_integrations") == 0
         assert await connection.fetchval("SELECT version FROM keys.key_versions WHERE owner = 'alice'") == 2
+
+
+async def test_a_key_that_is_being_leased_is_erased_only_after_the_lease(store: Store, database: Database) -> None:
+    await keep(store, "alice")
+
+    async def erase() -> None:
+        async with store.rows_of("alice") as rows:
+            await rows.erase()
+
+    async with store.rows_of("alice") as leasing:
+        assert await leasing.key(hold=True) is not None
+        erasing = asyncio.create_task(erase())
+        await somebody_waits(database)
+        await leasing.log_lease("executor-1", 1, "granted")
+    await erasing
+    async with store.rows_of("alice") as rows:
+        assert await rows.key() is None
+
+
+async def test_a_lease_that_waits_for_a_replacement_gets_the_new_key(store: Store, database: Database) -> None:
+    await keep(store, "alice")
+
+    async def lease() -> int | None:
+        async with store.rows_of("alice") as rows:
+            stored = await rows.key(hold=True)
+            return stored.version if stored is not None else None
+
+    async with store.rows_of("alice") as rows:
+        version = await rows.next_version()
+        await rows.put(lock(KEY, "alice", version, RING), "live", hint_of(KEY), FACTS)
+        leasing = asyncio.create_task(lease())
+        await somebody_waits(database)
+    assert await leasing == 2
 
 
 # The lease log --------------------------------------------------------------------------------------------------------
