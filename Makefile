@@ -1,0 +1,67 @@
+# Every verb of the project. `make` alone prints them.
+
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export LOCAL_DIR ?= .local
+
+.DEFAULT_GOAL := help
+.PHONY: help run token test test-fast check format documents nats-permissions compatibility bench lock install-hooks clean
+
+help: ## Print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+# The lock holds the exact versions and hashes of everything; the project itself is used from this folder.
+$(INSTALLED): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; say which with: make run PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "installing into $(VENV) (once, about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+run: $(INSTALLED) ## Start everything on this machine and print a curl that works (Ctrl-C stops it)
+	@exec $(BIN)/python -m deploy.local run
+
+token: $(INSTALLED) ## Print a token of the running stack: make token USER=alice [ADMIN=1]
+	@$(BIN)/python -m deploy.local token $(if $(filter command line,$(origin USER)),--user $(USER)) $(if $(ADMIN),--admin)
+
+test: $(INSTALLED) ## Run all tests, on a real NATS, a real Postgres and real processes
+	@$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED) ## Run the tests that need no servers
+	@$(BIN)/python -m pytest tests/unit tests/contract
+
+check: $(INSTALLED) ## Lint, types, and whether the generated documents are up to date
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy contracts services deploy tests
+	@$(BIN)/python -m contracts.document --check
+
+format: $(INSTALLED) ## Format the code and mend what can be mended
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+documents: $(INSTALLED) ## Write contracts/schemas and contracts/asyncapi.json from the registry
+	@$(BIN)/python -m contracts.document
+
+nats-permissions: $(INSTALLED) ## Write deploy/nats.conf from the registry: make nats-permissions [PUBLISHERS="demo other"]
+	@$(BIN)/python -m contracts.permissions $(foreach name,$(PUBLISHERS),--publisher $(name))
+
+compatibility: $(INSTALLED) ## Say what the current contracts break against BASE (default HEAD), and what to deploy first
+	@$(BIN)/python -m contracts.compatibility --base $(or $(BASE),HEAD)
+
+bench: $(INSTALLED) ## Measure calls per second, overhead, first token and CPU per token, against the bare upstream
+	@$(BIN)/python -m tests.bench
+
+lock: $(INSTALLED) ## Resolve pyproject.toml anew into requirements.lock (needs uv)
+	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+		--python-version 3.11 --all-extras pyproject.toml -o requirements.lock
+	@! grep -nE 'https?://' requirements.lock
+
+install-hooks: $(INSTALLED) ## Install the git hook that refuses a commit with something like a key in it
+	@$(BIN)/pre-commit install
+
+clean: ## Delete the virtual environment, caches and the local stack's data
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis $(LOCAL_DIR)
