@@ -67,6 +67,9 @@ class Run:
 class Calls:
     """Makes the upstream calls of runs."""
 
+    media: MediaStore
+    """Given once the bus is connected: the store of files is part of it."""
+
     def __init__(
         self,
         store: Store,
@@ -77,7 +80,6 @@ class Calls:
     ) -> None:
         self._store = store
         self._upstream = upstream
-        self._media = media
         self._generations = generations
         self._metrics = metrics
 
@@ -176,7 +178,7 @@ class Calls:
     async def _part(self, run: Run, delta: Output) -> OutputPart:
         if not isinstance(delta, RawMedia):
             return delta
-        part = run.stored[delta] = await self._media.store(delta)
+        part = run.stored[delta] = await self.media.store(delta)
         if isinstance(part, MediaPart):
             name = part.url.rpartition("/")[2]
             await self._store.store_media(name, part.mime_type, part.bytes, part.width, part.height)

@@ -83,13 +83,13 @@ def build(settings: Settings) -> Service:
         bus, resolutions, leases, pseudonym_secret=hmac.digest(name_secret, b"pseudonyms of callers", "sha256")
     )
     upstream = Upstream(settings.openrouter_url, settings.sandbox_url)
-    media = MediaStore(bus, settings.public_url, name_secret)
-    results = Results(keyring)
     generations = GenerationNotes(store)
+    calls = Calls(store, upstream, generations, metrics)
+    results = Results(keyring)
     runner = Runner(
         bus=bus,
         store=store,
-        calls=Calls(store, upstream, media, generations, metrics),
+        calls=calls,
         results=results,
         slots=Slots(wait_s=settings.slot_wait_s),
         metrics=metrics,
@@ -124,7 +124,8 @@ def build(settings: Settings) -> Service:
     async def declare() -> None:
         for stream in (FRAMES_STREAM, JOBS_STREAM, RECEIPTS_STREAM):
             await bus.declare(stream)
-        await media.declare()
+        calls.media = MediaStore(bus.js, settings.public_url, name_secret)
+        await calls.media.declare()
 
     async def reconnected() -> None:
         await leases.forget()
