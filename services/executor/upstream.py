@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, cast
@@ -29,6 +29,8 @@ from services.executor.parts import cost_of_usage, count_of, decode_exactly, str
 
 _CONNECT_TIMEOUT_S = 10.0
 _TAIL_S = 5.0
+_SETTLE_S = 0.1
+_SETTLE_BYTES = 4096
 _MAX_ERROR_BYTES = 256 * 1024
 _MAX_CONNECTIONS = 10_000
 _KEEPALIVE_S = 15.0
@@ -116,6 +118,16 @@ class UpstreamCall:
             fault = faults.dropped(delivered=self._deadlines.content_seen)
             raise UpstreamFailed(fault, self.generation_id) from None
 
+    async def settle(self) -> None:
+        """Reads the last bytes after the end mark: only a connection that was read to its end is used again."""
+        with suppress(TimeoutError, *_NETWORK_ERRORS):
+            async with asyncio.timeout(_SETTLE_S):
+                left = _SETTLE_BYTES
+                async for piece in self._bytes:
+                    left -= len(piece)
+                    if left < 0:
+                        return
+
     def _nothing_more(self) -> bytes | None:
         """The end of the answer, where it is known to be whole; a fault otherwise."""
         if self._deadlines.in_tail:
@@ -166,8 +178,10 @@ class Upstream:
             raise UpstreamFailed(_network_fault(error)) from None
         # The SDK hands the open response itself over, whatever its types say of a stream.
         response = cast("httpx2.Response", answer)
+        call = UpstreamCall(response, deadlines)
         try:
-            yield UpstreamCall(response, deadlines)
+            yield call
+            await call.settle()
         finally:
             await response.aclose()
 
