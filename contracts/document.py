@@ -17,7 +17,6 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
-from pydantic_core import CoreSchema, core_schema
 
 from contracts.base import Contract
 from contracts.errors import ErrorBody
@@ -83,18 +82,18 @@ class _Schema(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - the base class gives the name
         return False
 
-    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
+    def tagged_union_schema(self, schema: Any) -> JsonSchemaValue:
         union = super().tagged_union_schema(schema)
         union.pop("discriminator", None)
         return union
 
-    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+    def model_schema(self, schema: Any) -> JsonSchemaValue:
         model = super().model_schema(schema)
         if "description" in model:
             model["description"] = " ".join(model["description"].split())
         return model
 
-    def generate(self, schema: CoreSchema, mode: Any = "validation") -> JsonSchemaValue:
+    def generate(self, schema: Any, mode: Any = "validation") -> JsonSchemaValue:
         return {"$schema": self.schema_dialect, **super().generate(schema, mode)}
 
 

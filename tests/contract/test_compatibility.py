@@ -86,7 +86,7 @@ def test_one_change_is_judged_for_each_direction(
 ) -> None:
     found = {direction: compare(old, new, direction) for direction in compatibility._COLUMNS}
     assert all(len(changes) == 1 for changes in found.values()), found
-    judged = tuple(found[direction][0].first for direction in ("request", "reply", "event"))  # type: ignore[index]
+    judged = tuple(found[direction][0].first for direction in ("request", "reply", "event"))
     assert judged == (request_first, reply_first, event_first)
 
 
