@@ -14,6 +14,7 @@ from services.keys.handlers import Handlers
 from services.keys.recipient import Recipients
 from services.keys.store import Store
 from services.keys.verify import Verifier
+from services.runtime.postgres import connect, create_pool, ping
 from services.runtime.sealing import Keyring
 from services.runtime.service import Service, run
 from services.runtime.settings import ServiceSettings
@@ -76,12 +77,13 @@ def build(settings: Settings) -> Service:
     keyring = settings.keyring()
     registry = CollectorRegistry()
     service = Service("keys", settings, registry)
-    store = Store(settings.postgres_url)
+    pool = create_pool(settings.postgres_url.get_secret_value(), service="keys")
+    store = Store(pool)
     recipients = Recipients(store, keyring)
     verifier = Verifier(settings.openrouter_url, settings.sandbox_url)
 
     async def open_custody() -> None:
-        await store.open()
+        await connect(pool)
         await check_master_keys(store, keyring)
         try:
             await recipients.current()
@@ -91,10 +93,10 @@ def build(settings: Settings) -> Service:
     Handlers(
         bus=service.bus, store=store, keyring=keyring, recipients=recipients, verifier=verifier, registry=registry
     ).register()
-    service.health.add("postgres", store.ping)
+    service.health.add("postgres", lambda: ping(pool))
     service.before_bus(open_custody)
     service.background("recipients", recipients.keep_fresh)
-    service.on_stop(store.close)
+    service.on_stop(pool.close)
     service.on_stop(verifier.close)
     return service
 

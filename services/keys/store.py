@@ -11,12 +11,11 @@ from datetime import date, datetime
 from typing import Literal
 
 import asyncpg
-from pydantic import SecretStr
 
 from contracts.keys import Health, Mode
 from services.keys.envelope import Envelope
 from services.keys.facts import REJECTIONS_TO_BELIEVE, KeyFacts
-from services.runtime.postgres import create_pool, ping, unavailable_when_down
+from services.runtime.postgres import unavailable_when_down
 
 LeaseResult = Literal["granted", "rejected"]
 
@@ -188,22 +187,10 @@ class OwnerRows:
 
 
 class Store:
-    """The tables of the keys service. Usable between `open` and `close`."""
+    """The tables of the keys service."""
 
-    _pool: asyncpg.Pool
-
-    def __init__(self, url: SecretStr) -> None:
-        self._url = url
-
-    async def open(self) -> None:
-        self._pool = await create_pool(self._url.get_secret_value(), service="keys")
-
-    async def close(self) -> None:
-        await self._pool.close()
-
-    async def ping(self) -> None:
-        """For readiness."""
-        await ping(self._pool)
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
 
     @asynccontextmanager
     async def rows_of(self, owner: str) -> AsyncIterator[OwnerRows]:

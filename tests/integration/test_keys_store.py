@@ -21,6 +21,7 @@ from services.keys.envelope import EnvelopeError, hint_of, lock, unlock
 from services.keys.facts import KeyFacts
 from services.keys.recipient import Recipients
 from services.keys.store import Store
+from services.runtime.postgres import create_pool
 from services.runtime.sealing import Keyring, seal
 from tests.stack import Database
 
@@ -38,12 +39,8 @@ async def store(database: Database) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def opened(database: Database) -> AsyncIterator[Store]:
-    store = Store(SecretStr(database.dsn("keys")))
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
+    async with create_pool(database.dsn("keys"), service="keys") as pool:
+        yield Store(pool)
 
 
 @asynccontextmanager
