@@ -74,7 +74,6 @@ class Calls:
         self,
         store: Store,
         upstream: Upstream,
-        media: MediaStore,
         generations: GenerationNotes,
         metrics: ExecutorMetrics,
     ) -> None:

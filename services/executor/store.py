@@ -331,7 +331,7 @@ class Store:
                    ORDER BY next_lookup_at LIMIT $1 FOR UPDATE SKIP LOCKED
                )
                UPDATE executor.attempts a
-               SET lookups = a.lookups + 1, next_lookup_at = now() + $2 * power(2, least(a.lookups, 12))
+               SET lookups = a.lookups + 1, next_lookup_at = now() + $2::interval * power(2, least(a.lookups, 12))
                FROM due, executor.executions e
                WHERE a.execution_id = due.execution_id AND a.number = due.number AND e.id = a.execution_id
                RETURNING a.execution_id, a.number, a.generation_id, a.lookups, e.owner, e.mode""",
