@@ -173,6 +173,8 @@ def _retires_on(value: Any, today: date) -> date | None:
 
 
 def _moment(value: Any) -> datetime | None:
+    if isinstance(value, Decimal) and not value.is_finite():
+        return None
     if isinstance(value, bool) or not isinstance(value, int | Decimal) or not 0 < value < _EPOCH_2100:
         return None
     return datetime.fromtimestamp(int(value), UTC)
