@@ -99,13 +99,15 @@ def publisher_lists(name: str) -> tuple[list[str], list[str]]:
 
 def _user(name: str, password: str, publish: Sequence[str], subscribe: Sequence[str], *, replies: bool) -> str:
     secret = password if password.startswith("$") else json.dumps(password)
+    # An empty list allows everything.
+    may_publish = f"allow: {json.dumps(list(publish))}" if publish else 'deny: ">"'
     # A run may take ten minutes before it is answered; the server forgets the permission to reply after this long.
     may_reply = '\n        allow_responses: { max: 1, expires: "15m" }' if replies else ""
     return f"""    {{
       user: {name}
       password: {secret}
       permissions: {{
-        publish: {{ allow: {json.dumps(list(publish))} }}
+        publish: {{ {may_publish} }}
         subscribe: {{ allow: {json.dumps(list(subscribe))} }}{may_reply}
       }}
     }}"""
