@@ -1,0 +1,74 @@
+"""How a run ended, as a view is told: a result, an error, or the last steps of a stream. No I/O.
+
+The executor's row is the authority; these build from it what the frames would have said.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from contracts.errors import ErrorBody, ErrorCode, ServiceError
+from contracts.execution import ExecutionResult, ExecutionView, Snapshot
+from services.gateway.sequence import Step
+
+
+def with_run(body: ErrorBody, execution_id: UUID) -> ErrorBody:
+    """The error, naming the run that it is about."""
+    return body if body.execution_id is not None else body.model_copy(update={"execution_id": execution_id})
+
+
+def error_of(view: ExecutionView) -> ErrorBody:
+    """Why an ended run has no result to show."""
+    if view.error is not None:
+        return with_run(view.error, view.execution_id)
+    if view.status == "canceled":
+        return ErrorBody(
+            code=ErrorCode.CONFLICT, message="The run was canceled; run it again.", execution_id=view.execution_id
+        )
+    if view.output_expired:
+        return ErrorBody(
+            code=ErrorCode.NOT_FOUND,
+            message="The output of this run is no longer kept; GET /api/executions/{id} still has its receipt.",
+            execution_id=view.execution_id,
+        )
+    return ErrorBody(
+        code=ErrorCode.INTERNAL,
+        message="The run was interrupted when a part of the service stopped; run it again.",
+        retryable=True,
+        execution_id=view.execution_id,
+    )
+
+
+def result_of(view: ExecutionView) -> ExecutionResult:
+    """The result of an ended run. Raises the ServiceError that it ended with."""
+    if view.result is None:
+        raise ServiceError.from_body(error_of(view))
+    return view.result
+
+
+def failed_step(body: ErrorBody, execution_id: UUID, seq: int) -> Step:
+    """A last step out of an error."""
+    return Step(seq, "failed", with_run(body, execution_id).model_dump(mode="json"))
+
+
+def last_steps(view: ExecutionView, shown: int, *, whole: bool) -> list[Step]:
+    """The end of a run whose frames are lost, for a view that has shown frame number `shown`.
+
+    `whole` puts a snapshot in front, for a view that has not seen the run from its beginning.
+    """
+    if view.result is None:
+        return [failed_step(error_of(view), view.execution_id, max(view.last_seq or 0, shown + 1))]
+    seq = max(view.last_seq or 0, shown + 2 if whole else shown + 1)
+    last = Step(seq, "completed", _plain(view.result))
+    if not whole:
+        return [last]
+    result = view.result
+    snapshot = Snapshot(
+        execution_id=view.execution_id, text=result.text, reasoning=result.reasoning or "", outputs=result.outputs
+    )
+    return [Step(seq - 1, "snapshot", _plain(snapshot)), last]
+
+
+def _plain(message: ExecutionResult | Snapshot) -> dict[str, Any]:
+    return message.model_dump(mode="json")

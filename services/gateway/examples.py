@@ -1,0 +1,225 @@
+"""Bodies as they stand in the documentation. A test checks every one of them against its contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+EXECUTION_ID = "019c2f6e-7a10-7c41-9d3e-5b1f0a6c2d88"
+RESOURCE_ID = "4f8a2b6e-3c1d-4e5f-8a9b-0c1d2e3f4a5b"
+
+KEY_STATUS: dict[str, Any] = {
+    "connected": True,
+    "mode": "test",
+    "hint": "sk-or-test-…a1b2",
+    "health": "ok",
+    "version": 1,
+    "connected_at": "2026-11-23T09:30:00Z",
+    "verified_at": "2026-11-23T09:30:00Z",
+    "limit_usd": "25",
+    "limit_remaining_usd": "24.5",
+    "limit_reset": "monthly",
+    "usage_usd": "0.5",
+    "is_free_tier": False,
+    "expires_at": None,
+}
+
+DISCONNECTED: dict[str, Any] = {"connected": False}
+
+CONNECT: dict[str, Any] = {"api_key": "sk-or-test-demo"}
+
+PRICING: dict[str, Any] = {"prompt": "0.00000015", "completion": "0.0000006", "price_kind": "fixed"}
+
+MODEL: dict[str, Any] = {
+    "id": "openai/gpt-4o-mini",
+    "name": "OpenAI: GPT-4o-mini",
+    "provider": "openai",
+    "description": "A small and fast model.",
+    "context_length": 128000,
+    "max_completion_tokens": 16384,
+    "input_modalities": ["text", "image", "file"],
+    "output_modalities": ["text"],
+    "pricing": PRICING,
+    "price_kind": "fixed",
+    "supported_parameters": ["max_tokens", "temperature", "tools"],
+    "badges": ["vision", "files", "tools"],
+    "curated": True,
+    "curated_reason": "Cheap, fast and good enough for most prompts.",
+    "popularity_rank": 12,
+    "status": "available",
+    "retires_on": None,
+    "executable": True,
+    "not_executable_reason": None,
+    "created_at": "2024-07-18T00:00:00Z",
+}
+
+MODEL_DETAIL: dict[str, Any] = {
+    **MODEL,
+    "alias_target": None,
+    "replacement": None,
+    "price_history": [{"since": "2024-07-18T00:00:00Z", "pricing": PRICING}],
+}
+
+MODEL_PAGE: dict[str, Any] = {"items": [MODEL], "total": 1, "next_cursor": None}
+
+ESTIMATE_REQUEST: dict[str, Any] = {
+    "model_id": "openai/gpt-4o-mini",
+    "prompt": "A haiku about rain",
+    "max_tokens": 200,
+    "price": "0.01",
+}
+
+ESTIMATE: dict[str, Any] = {
+    "model_id": "openai/gpt-4o-mini",
+    "price_kind": "fixed",
+    "prompt_tokens": 6,
+    "expected_completion_tokens": 100,
+    "max_completion_tokens": 200,
+    "low_usd": "0.0000009",
+    "expected_usd": "0.0000609",
+    "ceiling_usd": "0.0001209",
+    "assumptions": ["Half of max_tokens is what such a run usually writes."],
+    "price_usd": "0.01",
+    "margin": {"low_usd": "0.0098791", "expected_usd": "0.0099391", "ceiling_usd": "0.0099991"},
+}
+
+SYNC_REPORT: dict[str, Any] = {
+    "id": 7,
+    "outcome": "applied",
+    "started_at": "2026-11-23T03:00:00Z",
+    "finished_at": "2026-11-23T03:00:02Z",
+    "requested_by": "schedule",
+    "models": 400,
+    "added": ["openai/gpt-4o-mini"],
+    "retired": [],
+    "returned": [],
+    "repriced": [],
+    "reason": None,
+}
+
+SYNC_LIST: dict[str, Any] = {"items": [SYNC_REPORT]}
+
+DRAFT: dict[str, Any] = {
+    "resource_type": "openrouter_instant",
+    "name": "Haiku maker",
+    "slug": "haiku-maker",
+    "description": "Writes a haiku about anything.",
+    "openrouter_config": {
+        "model_id": "openai/gpt-4o-mini",
+        "fallback_models": [],
+        "system_prompt": None,
+        "prompt_template": "A haiku about {{topic}}",
+        "temperature": 0.7,
+        "max_tokens": 200,
+        "modalities": ["text"],
+        "parameters": {},
+    },
+    "inputs": [{"name": "topic", "type": "text", "required": True, "default": None, "max_length": 200}],
+    "pricing": {"mode": "fixed", "price_usd": "0.01"},
+}
+
+COST_PLUS_DRAFT: dict[str, Any] = {
+    **DRAFT,
+    "pricing": {"mode": "cost_plus", "markup_percent": "40", "min_usd": "0.002", "max_usd": "0.10"},
+}
+
+PATCH: dict[str, Any] = {"pricing": {"mode": "fixed", "price_usd": "0.02"}, "expected_version": 1}
+
+PREVIEW: dict[str, Any] = {**DRAFT, "input": {"topic": "rain"}, "stream": False}
+
+INPUT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"topic": {"type": "string", "maxLength": 200}},
+    "required": ["topic"],
+    "additionalProperties": False,
+}
+
+RESOURCE: dict[str, Any] = {
+    **DRAFT,
+    "timeouts": {"first_token_s": 60, "idle_s": 30, "total_s": 300},
+    "id": RESOURCE_ID,
+    "owner": "alice",
+    "version": 1,
+    "status": "draft",
+    "model": MODEL,
+    "badges": ["tools"],
+    "availability": {"available": True, "reason": None, "replacement": None},
+    "warnings": [],
+    "input_schema": INPUT_SCHEMA,
+    "created_at": "2026-11-23T09:31:00Z",
+    "updated_at": "2026-11-23T09:31:00Z",
+}
+
+RESOURCE_PAGE: dict[str, Any] = {"items": [RESOURCE], "total": 1, "next_cursor": None}
+
+LISTING: dict[str, Any] = {
+    "id": RESOURCE_ID,
+    "owner": "alice",
+    "slug": "haiku-maker",
+    "name": "Haiku maker",
+    "description": "Writes a haiku about anything.",
+    "inputs": DRAFT["inputs"],
+    "input_schema": INPUT_SCHEMA,
+    "output_modalities": ["text"],
+    "pricing_mode": "fixed",
+    "price_usd": "0.01",
+    "max_price_usd": "0.01",
+    "badges": ["tools"],
+    "available": True,
+    "version": 1,
+    "updated_at": "2026-11-23T09:31:00Z",
+}
+
+LISTING_PAGE: dict[str, Any] = {"items": [LISTING], "total": 1, "next_cursor": None}
+
+EXECUTE: dict[str, Any] = {"resource": "alice/haiku-maker", "input": {"topic": "rain"}, "max_price_usd": "0.01"}
+
+EXECUTE_STREAMED: dict[str, Any] = {**EXECUTE, "stream": True}
+
+RESULT: dict[str, Any] = {
+    "execution_id": EXECUTION_ID,
+    "status": "succeeded",
+    "mode": "test",
+    "resource_id": RESOURCE_ID,
+    "resource_version": 1,
+    "text": "Rain on the tin roof",
+    "outputs": [{"type": "text", "text": "Rain on the tin roof"}],
+    "reasoning": None,
+    "finish_reason": "stop",
+    "truncated": False,
+    "model": {"requested": "openai/gpt-4o-mini", "served": "openai/gpt-4o-mini-2024-07-18", "provider": "OpenAI"},
+    "usage": {"prompt_tokens": 12, "completion_tokens": 40, "reasoning_tokens": 0, "cached_tokens": 0},
+    "cost": {"model_usd": "0.0000258", "markup_usd": "0.0099742", "price_usd": "0.01", "status": "final"},
+    "timing": {"queued_ms": 1, "first_token_ms": 310, "total_ms": 900},
+    "attempts": 1,
+}
+
+ACCEPTED: dict[str, Any] = {"execution_id": EXECUTION_ID, "status": "queued"}
+
+EXECUTION: dict[str, Any] = {
+    "execution_id": EXECUTION_ID,
+    "status": "succeeded",
+    "mode": "test",
+    "owner": "alice",
+    "caller": {"kind": "user", "id": "bob"},
+    "resource_id": RESOURCE_ID,
+    "resource_version": 1,
+    "model": "openai/gpt-4o-mini",
+    "created_at": "2026-11-23T09:32:00Z",
+    "started_at": "2026-11-23T09:32:00Z",
+    "finished_at": "2026-11-23T09:32:01Z",
+    "last_seq": 5,
+    "result": {**RESULT, "cost": {"price_usd": "0.01"}},
+    "error": None,
+    "output_expired": False,
+    "cost": {"price_usd": "0.01"},
+    "receipt": None,
+}
+
+EXECUTION_PAGE: dict[str, Any] = {"items": [EXECUTION], "next_cursor": None}
+
+EVENTS = (
+    'id: 1\nevent: started\ndata: {"execution_id":"' + EXECUTION_ID + '","model":"openai/gpt-4o-mini"}\n\n'
+    'id: 2\nevent: text\ndata: {"text":"Rain on the "}\n\n'
+    'id: 3\nevent: text\ndata: {"text":"tin roof"}\n\n'
+    'id: 4\nevent: completed\ndata: {"execution_id":"' + EXECUTION_ID + '","status":"succeeded", …}\n\n'
+)

@@ -1,0 +1,107 @@
+"""The catalog of models, what a call would cost, and the syncs that keep the catalog current."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Path, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from contracts.catalog import (
+    Estimate,
+    EstimateCost,
+    ListSyncs,
+    ModelDetail,
+    ModelPage,
+    ModelRef,
+    SearchModels,
+    SyncCatalog,
+    SyncList,
+    SyncReport,
+)
+from contracts.errors import ErrorCode, ServiceError
+from contracts.subjects import CATALOG_SYNC, CATALOG_SYNCS, MODELS_ESTIMATE, MODELS_GET, MODELS_SEARCH
+from services.gateway import examples
+from services.gateway.auth import Identity
+from services.gateway.documentation import answers
+from services.gateway.routing import SignedIn, SignedInRoute, forward, refuse_unknown_fields
+
+router = APIRouter(route_class=SignedInRoute)
+
+
+@router.get(
+    "/api/models",
+    response_model=ModelPage,
+    responses=answers(examples.MODEL_PAGE, "A page of models.", 401, 422),
+    summary="Search models",
+    tags=["models"],
+)
+async def search_models(request: Request, _user: SignedIn, query: Annotated[SearchModels, Query()]) -> Response:
+    """All filters must match. Prices are US dollars per token. Give `next_cursor` back as `cursor` for the next page."""
+    return await forward(request, MODELS_SEARCH, query)
+
+
+@router.get(
+    "/api/models/{author}/{slug}",
+    response_model=ModelDetail,
+    responses=answers(examples.MODEL_DETAIL, "The model.", 401, 404, 422),
+    summary="See one model",
+    tags=["models"],
+)
+async def get_model(
+    request: Request,
+    _user: SignedIn,
+    author: Annotated[str, Path(max_length=100, examples=["openai"])],
+    slug: Annotated[str, Path(max_length=150, examples=["gpt-4o-mini"])],
+) -> Response:
+    """Badges, prices with their tiers and history, and what to use instead once it is retired."""
+    return await forward(request, MODELS_GET, ModelRef.model_construct(id=f"{author}/{slug}"))
+
+
+@router.post(
+    "/api/models/estimate",
+    response_model=Estimate,
+    responses=answers(examples.ESTIMATE, "What it would cost.", 400, 401, 404, 413, 422),
+    summary="Estimate the cost of a call",
+    tags=["models"],
+)
+async def estimate_cost(
+    request: Request,
+    _user: SignedIn,
+    body: Annotated[EstimateCost, Body(openapi_examples={"haiku": {"value": examples.ESTIMATE_REQUEST}})],
+) -> Response:
+    """Low, expected and ceiling in US dollars, what was assumed, and the margin at your `price`."""
+    await refuse_unknown_fields(request, body)
+    return await forward(request, MODELS_ESTIMATE, body)
+
+
+def _require_admin(user: Identity) -> None:
+    if not user.admin:
+        raise ServiceError(ErrorCode.FORBIDDEN, "Only administrators may do this; sign in as one.")
+
+
+@router.post(
+    "/api/catalog/sync",
+    response_model=SyncReport,
+    responses=answers(examples.SYNC_REPORT, "What the sync did.", 401, 403, 409, 502),
+    summary="Sync the catalog now",
+    tags=["administration"],
+)
+async def sync_catalog(request: Request, user: SignedIn) -> Response:
+    """Reads OpenRouter's list of models; the daily schedule runs the same. A list that looks wrong is refused."""
+    _require_admin(user)
+    return await forward(request, CATALOG_SYNC, SyncCatalog(requested_by=user.user))
+
+
+@router.get(
+    "/api/catalog/syncs",
+    response_model=SyncList,
+    responses=answers(examples.SYNC_LIST, "The latest syncs, newest first.", 401, 403, 422),
+    summary="See the latest syncs",
+    tags=["administration"],
+)
+async def list_syncs(request: Request, user: SignedIn, query: Annotated[ListSyncs, Query()]) -> Response:
+    """What each sync added, retired and repriced, or why it was refused."""
+    _require_admin(user)
+    return await forward(request, CATALOG_SYNCS, query)

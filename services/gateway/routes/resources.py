@@ -1,0 +1,202 @@
+"""What creators publish, and what buyers see of it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Body, Path, Query
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from contracts.base import Contract
+from contracts.catalog import (
+    CreateResource,
+    Listing,
+    ListingPage,
+    ListingRef,
+    ListResources,
+    Resource,
+    ResourceDraft,
+    ResourcePage,
+    ResourcePatch,
+    ResourceRef,
+    ResourceStatus,
+    SearchListings,
+    UpdateResource,
+)
+from contracts.errors import ErrorCode, ServiceError
+from contracts.subjects import (
+    LISTINGS_GET,
+    LISTINGS_SEARCH,
+    RESOURCES_CREATE,
+    RESOURCES_DELETE,
+    RESOURCES_GET,
+    RESOURCES_LIST,
+    RESOURCES_PAUSE,
+    RESOURCES_PUBLISH,
+    RESOURCES_UPDATE,
+)
+from services.gateway import examples
+from services.gateway.documentation import answers
+from services.gateway.problems import documented
+from services.gateway.routing import (
+    PublicRoute,
+    SignedIn,
+    SignedInRoute,
+    forward,
+    gateway_of,
+    refuse_unknown_fields,
+)
+from services.runtime.bus import encode
+
+router = APIRouter(prefix="/api/resources", tags=["resources"], route_class=SignedInRoute)
+listings = APIRouter(prefix="/api/listings", tags=["listings"], route_class=PublicRoute)
+
+
+class ResourceQuery(Contract):
+    """Which of your resources to list."""
+
+    status: ResourceStatus | None = None
+    cursor: str | None = Field(default=None, max_length=500)
+    limit: int = Field(default=50, ge=1, le=200)
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Resource,
+    responses=answers(examples.RESOURCE, "The new resource, a draft.", 400, 401, 404, 409, 413, 422, status=201),
+    summary="Create a resource",
+)
+async def create_resource(
+    request: Request,
+    user: SignedIn,
+    body: Annotated[
+        ResourceDraft,
+        Body(
+            openapi_examples={
+                "fixed price": {"value": examples.DRAFT},
+                "cost plus": {"value": examples.COST_PLUS_DRAFT},
+            }
+        ),
+    ],
+) -> Response:
+    """A draft that only you can run, until you publish it. `slug` is unique among yours: `owner/slug` names the resource."""
+    await refuse_unknown_fields(request, body)
+    message = CreateResource.model_construct(owner=user.user, draft=body)
+    reply = await gateway_of(request).bus.call_raw(RESOURCES_CREATE, encode(message))
+    location = f"/api/resources/{orjson.loads(reply)['id']}"
+    return Response(reply, status_code=201, headers={"Location": location}, media_type="application/json")
+
+
+@router.get(
+    "",
+    response_model=ResourcePage,
+    responses=answers(examples.RESOURCE_PAGE, "A page of your resources, newest first.", 401, 422),
+    summary="List your resources",
+)
+async def list_resources(request: Request, user: SignedIn, query: Annotated[ResourceQuery, Query()]) -> Response:
+    """Yours alone; what others publish is in the listings."""
+    message = ListResources(owner=user.user, status=query.status, cursor=query.cursor, limit=query.limit)
+    return await forward(request, RESOURCES_LIST, message)
+
+
+@router.get(
+    "/{id}",
+    response_model=Resource,
+    responses=answers(examples.RESOURCE, "The resource.", 401, 404, 422),
+    summary="See one of your resources",
+)
+async def get_resource(request: Request, user: SignedIn, resource_id: Annotated[UUID, Path(alias="id")]) -> Response:
+    """With its model, its availability today and the JSON Schema of its input."""
+    return await forward(request, RESOURCES_GET, ResourceRef(owner=user.user, id=resource_id))
+
+
+@router.patch(
+    "/{id}",
+    response_model=Resource,
+    responses=answers(examples.RESOURCE, "The resource at its new version.", 400, 401, 404, 409, 413, 422),
+    summary="Edit a resource",
+)
+async def update_resource(
+    request: Request,
+    user: SignedIn,
+    resource_id: Annotated[UUID, Path(alias="id")],
+    body: Annotated[ResourcePatch, Body(openapi_examples={"new price": {"value": examples.PATCH}})],
+) -> Response:
+    """What you do not send stays as it is; an object that you send replaces the former one whole. Makes a new version.
+
+    With `expected_version` the edit is refused with `conflict` when somebody edited meanwhile.
+    """
+    await refuse_unknown_fields(request, body)
+    changes = body.model_dump(exclude={"expected_version"}, exclude_none=True)
+    if not changes:
+        raise ServiceError(ErrorCode.INVALID, "The request changes nothing; send at least one field to change.")
+    message = UpdateResource.model_construct(owner=user.user, id=resource_id, patch=body)
+    return await forward(request, RESOURCES_UPDATE, message)
+
+
+@router.delete(
+    "/{id}",
+    status_code=204,
+    responses={204: {"description": "It is gone."}, **documented([401, 404, 409, 422, 500, 503, 504])},
+    summary="Delete a resource",
+)
+async def delete_resource(request: Request, user: SignedIn, resource_id: Annotated[UUID, Path(alias="id")]) -> Response:
+    """Takes it off the market for good. Receipts of its runs stay."""
+    message = ResourceRef(owner=user.user, id=resource_id)
+    await gateway_of(request).bus.call_raw(RESOURCES_DELETE, encode(message))
+    return Response(status_code=204)
+
+
+@router.post(
+    "/{id}/publish",
+    response_model=Resource,
+    responses=answers({**examples.RESOURCE, "status": "published"}, "It is published.", 401, 404, 409, 422),
+    summary="Publish a resource",
+)
+async def publish_resource(
+    request: Request, user: SignedIn, resource_id: Annotated[UUID, Path(alias="id")]
+) -> Response:
+    """From now on everybody signed in can execute it, on your credits."""
+    return await forward(request, RESOURCES_PUBLISH, ResourceRef(owner=user.user, id=resource_id))
+
+
+@router.post(
+    "/{id}/pause",
+    response_model=Resource,
+    responses=answers({**examples.RESOURCE, "status": "paused"}, "It is paused.", 401, 404, 409, 422),
+    summary="Pause a resource",
+)
+async def pause_resource(request: Request, user: SignedIn, resource_id: Annotated[UUID, Path(alias="id")]) -> Response:
+    """Takes it off the market; you can still run it yourself."""
+    return await forward(request, RESOURCES_PAUSE, ResourceRef(owner=user.user, id=resource_id))
+
+
+@listings.get(
+    "",
+    response_model=ListingPage,
+    responses=answers(examples.LISTING_PAGE, "A page of listings.", 422),
+    summary="Browse listings",
+)
+async def search_listings(request: Request, query: Annotated[SearchListings, Query()]) -> Response:
+    """Published resources as a buyer sees them: what they take and what they cost, never the prompt."""
+    return await forward(request, LISTINGS_SEARCH, query)
+
+
+@listings.get(
+    "/{owner}/{slug}",
+    response_model=Listing,
+    responses=answers(examples.LISTING, "The listing.", 404, 422),
+    summary="See one listing",
+)
+async def get_listing(
+    request: Request,
+    owner: Annotated[str, Path(max_length=200)],
+    slug: Annotated[str, Path(max_length=80)],
+) -> Response:
+    """What it takes, as JSON Schema too, and the most that a run is charged."""
+    return await forward(request, LISTINGS_GET, ListingRef.model_construct(owner=owner, slug=slug))
