@@ -37,15 +37,16 @@ _SET_BY_FIELDS = {
     "modalities": "openrouter_config.modalities",
 }
 _NOT_ALLOWED = frozenset(
-    {"stream", "stream_options", "usage", "user", "provider", "route", "n", "session_id", "metadata", "trace", "debug"}
+    {"stream", "stream_options", "usage", "user", "route", "n", "session_id", "metadata", "trace", "debug"}
     | {"transforms", "preset", "service_tier", "extra_headers", "extra_query", "extra_body", "timeout", "background"}
     | {"fallbacks", "store", "api_key"}
 )
 # Upstream accepts these whatever the model's own list says.
 _ALWAYS_SUPPORTED = frozenset(
-    {"plugins", "audio", "image_config", "prompt_cache_key", "cache_control", "stop_server_tools_when"}
+    {"provider", "plugins", "audio", "image_config", "prompt_cache_key", "cache_control", "stop_server_tools_when"}
 )
 
+_SET_BY_PLATFORM = "This parameter is set by the platform; remove it."
 _MAX_SAFE_INTEGER = 2**53
 
 
@@ -184,7 +185,13 @@ def _parameter_problems(config: OpenRouterConfig) -> Iterable[FieldProblem]:
         if lowered in _SET_BY_FIELDS:
             yield FieldProblem(path=path, message=f"Set {_SET_BY_FIELDS[lowered]} instead of this parameter.")
         elif lowered in _NOT_ALLOWED:
-            yield FieldProblem(path=path, message="This parameter is set by the platform; remove it.")
+            yield FieldProblem(path=path, message=_SET_BY_PLATFORM)
+    routing = config.parameters.get("provider", {})
+    if not isinstance(routing, dict):
+        yield FieldProblem(path="openrouter_config.parameters.provider", message="Routing preferences are an object.")
+    elif "max_price" in routing:
+        # The executor sets it from the price that it froze: it is the only guard that upstream itself keeps.
+        yield FieldProblem(path="openrouter_config.parameters.provider.max_price", message=_SET_BY_PLATFORM)
 
 
 def _unstorable(value: Any, path: str) -> Iterable[FieldProblem]:
