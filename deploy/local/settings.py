@@ -9,7 +9,14 @@ OWN = {
     "sandbox": (),
     "keys": ("OPENROUTER_URL",),
     "catalog": (),
-    "executor": ("OPENROUTER_URL", "RUNNING_PER_KEY"),
+    "executor": (
+        "OPENROUTER_URL",
+        "RUNNING_PER_KEY",
+        "SLOT_WAIT_S",
+        "MAX_RUNNING",
+        "KEEP_RESULTS_HOURS",
+        "POSTGRES_POOL",
+    ),
     "gateway": (),
 }
 SANDBOX_PREFIX = "SANDBOX_"

@@ -186,6 +186,7 @@ class Stack:
 
     def _own_environment(self, kind: str, number: int) -> dict[str, str]:
         credentials, sandbox = self.credentials, self._sandbox.url
+        public_url = f"http://{HOST}:{self._gateway_ports[0]}"
         match kind:
             case "keys":
                 return {
@@ -201,12 +202,13 @@ class Stack:
                     "SANDBOX_URL": sandbox,
                     "RESULT_KEYS": credentials.result_keys,
                     "MEDIA_NAME_SECRET": credentials.media_name_secret,
+                    "PUBLIC_URL": public_url,
                 }
             case _:
                 return {
                     "HOST": HOST,
                     "PORT": str(self._gateway_ports[number]),
-                    "PUBLIC_URL": f"http://{HOST}:{self._gateway_ports[0]}",
+                    "PUBLIC_URL": public_url,
                     "JWT_SECRET": credentials.jwt_secret,
                     "JWT_ISSUER": ISSUER,
                     "JWT_AUDIENCE": AUDIENCE,
