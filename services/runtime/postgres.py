@@ -35,14 +35,13 @@ async def _set_codecs(connection: asyncpg.Connection) -> None:
         )
 
 
-def create_pool(
-    url: str, *, service: str, min_size: int = 2, max_size: int = 10, command_timeout_s: float = 10
-) -> asyncpg.Pool:
+def create_pool(url: str, *, service: str, max_size: int = 10, command_timeout_s: float = 10) -> asyncpg.Pool:
     """A pool whose connections speak JSON as dicts, numeric as Decimal and uuid as UUID; it connects when awaited."""
     return asyncpg.create_pool(
         url,
         init=_set_codecs,
-        min_size=min_size,
+        # Filled as it is needed: a pool whose first connection fails cannot be opened a second time.
+        min_size=0,
         max_size=max_size,
         command_timeout=command_timeout_s,
         server_settings={"application_name": f"x402jobs-{service}", "timezone": "UTC"},
@@ -68,6 +67,7 @@ async def ping(pool: asyncpg.Pool) -> Any:
 
 async def connect(pool: asyncpg.Pool) -> None:
     """Open the pool, waiting for a database that is not up yet: services start in any order."""
+    await pool
     async for attempt in stamina.retry_context(on=_DOWN, attempts=None, timeout=None, wait_max=2.0):
         with attempt:
-            await pool
+            await ping(pool)
