@@ -4,13 +4,12 @@ import re
 from pathlib import Path
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-# structlog on a console and as JSON, nats-server, Postgres, Python.
+# structlog on a console and as JSON, nats-server, Postgres. What follows a line (a traceback) stays in the file.
 SERIOUS = re.compile(
     r"\[(warning|error|critical)\s*\]"
     r'|"level": ?"(warning|error|critical)"'
     r"|\[(WRN|ERR|FTL)\]"
     r"|\b(WARNING|ERROR|FATAL|PANIC|CRITICAL):"
-    r"|^Traceback \(most recent call last\)"
 )
 
 
