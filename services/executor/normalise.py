@@ -49,7 +49,7 @@ __all__ = ["Answer", "Delta", "Normaliser", "RawMedia", "Reasoning", "Text"]
 
 _MAX_PARTS = 1000
 _MAX_UNKNOWN_KEYS = 20
-_REDACTED = "[REDACTED]"
+_REASONING_NAMES = ("reasoning", "reasoning_content", "reasoning_details")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ _KNOWN_KEYS = frozenset({
     "role", "content", "refusal", "reasoning", "reasoning_content", "reasoning_details", "tool_calls", "images",
     "videos", "audio", "annotations", "name", "logprobs", "index", "prefix",
 })  # fmt: skip
-_PLAIN_KEYS = frozenset({"role", "content", "reasoning", "reasoning_content", "reasoning_details"})
+_PLAIN_KEYS = frozenset({"role", "content", *_REASONING_NAMES})
 _MEDIA_KINDS: dict[str, MediaKind] = {
     "image_url": "image", "image": "image", "output_image": "image", "input_image": "image", "video_url": "video",
     "video": "video", "audio": "audio", "input_audio": "audio", "output_audio": "audio", "file": "file",
@@ -139,6 +139,7 @@ class Normaliser:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._text_bytes = 0
+        self._reasoning_name: str | None = None
         self._half_character = ""
         self._slots: list[_Slot] = []
         self._tools: list[ToolDraft] = []
@@ -330,16 +331,15 @@ class Normaliser:
             self._unknown.setdefault(key, []).append(value)
 
     def _read_reasoning(self, message: dict[str, Any]) -> None:
-        """One of three names; OpenRouter repeats the same words under the others."""
-        for key in ("reasoning", "reasoning_content"):
-            text = message.get(key)
-            if isinstance(text, str) and text and text != _REDACTED:
-                self._add_reasoning(text)
+        """The first of three names that has any: OpenRouter repeats the same words under the others, also in later chunks."""
+        for name in (self._reasoning_name,) if self._reasoning_name else _REASONING_NAMES:
+            for detail in entries_of(message.get(name)):
+                text = (detail.get("text") or detail.get("summary")) if isinstance(detail, dict) else detail
+                if isinstance(text, str) and text and text != "[REDACTED]":
+                    self._reasoning_name = name
+                    self._add_reasoning(text)
+            if self._reasoning_name:
                 return
-        for detail in entries_of(message.get("reasoning_details")):
-            text = (detail.get("text") or detail.get("summary")) if isinstance(detail, dict) else None
-            if isinstance(text, str) and text and text != _REDACTED:
-                self._add_reasoning(text)
 
     def _read_content_part(self, part: Any) -> None:
         if isinstance(part, str):
