@@ -28,9 +28,14 @@ def error_statuses(path: Path) -> Iterator[ast.AST]:
         for decorator in function.decorator_list
         for node in ast.walk(decorator)
     }
+    limits = {
+        id(node.value)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.keyword) and "status" not in (node.arg or "")
+    }
     for node in ast.walk(tree(path)):
         if (
-            id(node) not in documented
+            id(node) not in documented | limits
             and isinstance(node, ast.Constant)
             and type(node.value) is int
             and node.value in ERROR_STATUSES
