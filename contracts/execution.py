@@ -339,3 +339,7 @@ class ExecutionCanceling(Contract):
     """Heard by every executor; the one that runs it stops."""
 
     execution_id: UUID
+    caller: Caller | None = Field(
+        default=None,
+        description="Set when the run was not admitted yet: whoever admits it for this caller stops it at once.",
+    )

@@ -21,6 +21,7 @@ from services.executor.endings import AttemptRecord, EndStatus
 from services.executor.faults import Fault, UpstreamFailed
 from services.executor.frames import Frames
 from services.executor.generations import GenerationNotes
+from services.executor.leases import KeyLeases
 from services.executor.lines import Splitter
 from services.executor.media import MediaStore
 from services.executor.metrics import ExecutorMetrics
@@ -73,11 +74,13 @@ class Calls:
     def __init__(
         self,
         store: Store,
+        leases: KeyLeases,
         upstream: Upstream,
         generations: GenerationNotes,
         metrics: ExecutorMetrics,
     ) -> None:
         self._store = store
+        self._leases = leases
         self._upstream = upstream
         self._generations = generations
         self._metrics = metrics
@@ -112,7 +115,7 @@ class Calls:
                     raise UpstreamFailed(fault)
                 return answer
             log.info("attempt_failed", number=number, code=fault.code.value, retry_in_s=round(delay_s, 3))
-            self.close(attempt, answer or run.normaliser.finish(), fault, "failed")
+            self.close(run, attempt, answer or run.normaliser.finish(), fault, "failed")
             run.normaliser = None
             await asyncio.sleep(delay_s)
 
@@ -184,7 +187,9 @@ class Calls:
             self._metrics.media_bytes.inc(part.bytes)
         return part
 
-    def close(self, attempt: AttemptRecord, answer: Answer | None, fault: Fault | None, status: EndStatus) -> None:
+    def close(
+        self, run: Run, attempt: AttemptRecord, answer: Answer | None, fault: Fault | None, status: EndStatus
+    ) -> None:
         """Decide what is known of a call at its end."""
         self._generations.forget(attempt.generation_id)
         attempt.status = status
@@ -192,6 +197,8 @@ class Calls:
         if fault is not None:
             attempt.code = fault.code
             self._metrics.upstream_errors.labels(fault.code.value).inc()
+            if fault.health is not None:
+                self._leases.doubt(run.prepared.resource.owner)
         attempt.settle(cost_usd, billed=fault.billed if fault is not None else "maybe")
 
 

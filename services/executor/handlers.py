@@ -93,6 +93,11 @@ class Handlers:
 
     async def cancel(self, request: GetExecution) -> ExecutionView:
         """Flag it, tell every executor, and wait a moment for the end."""
+        if await self._store.get(request.execution_id) is None:
+            # It may be waiting for a slot somewhere: whoever admits it for this caller ends it at once.
+            early = ExecutionCanceling(execution_id=request.execution_id, caller=request.caller)
+            await self._bus.publish(EXECUTION_CANCELING, early)
+            raise no_such_run()
         row = await self._row(request)
         view_of(row, request.caller, self._results, None, whole=False)  # only its caller and its creator may
         was = await self._store.request_cancel(row.id)
@@ -111,7 +116,8 @@ class Handlers:
         return await self.cancel(GetExecution(execution_id=request.execution_id, caller=_publisher()))
 
     async def canceling(self, event: ExecutionCanceling) -> None:
-        self._runner.cancel(event.execution_id)
+        if not self._runner.cancel(event.execution_id) and event.caller is not None:
+            self._runner.cancel_early(event.execution_id, event.caller)
 
     async def _row(self, request: GetExecution) -> Execution:
         row = await self._store.get(request.execution_id)

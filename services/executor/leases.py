@@ -7,14 +7,21 @@ soon as the keys service says that it changed, and after every reconnect, becaus
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from contracts.keys import KeysChanged, LeaseKey, Mode
-from contracts.subjects import KEYS_LEASE
+import structlog
+
+from contracts.errors import ServiceError
+from contracts.keys import KeysChanged, LeaseKey, Mode, OwnerRef
+from contracts.subjects import KEYS_LEASE, KEYS_VERIFY
 from services.runtime.bus import Bus
 from services.runtime.sealing import RecipientKey, lease_context
 
+log = structlog.get_logger()
+
+_DOUBT_AGAIN_S = 20.0
 _RENEW_BEFORE = timedelta(seconds=5)
 
 
@@ -34,6 +41,8 @@ class KeyLeases:
         self._recipient = RecipientKey.generate(bus.instance)
         self._held: dict[str, Lease] = {}
         self._asking: dict[str, asyncio.Task[Lease]] = {}
+        self._doubted: dict[str, float] = {}
+        self._verifying: set[asyncio.Task[None]] = set()
 
     async def get(self, owner: str) -> Lease:
         """The owner's key. Raises what the keys service raised, KEY_MISSING for one."""
@@ -60,6 +69,24 @@ class KeyLeases:
             del self._asking[owner]
             if not task.cancelled() and task.exception() is None:
                 self._held[owner] = task.result()
+
+    def doubt(self, owner: str) -> None:
+        """Upstream refused this key: have the keys service ask about it, in its own time and not too often."""
+        self._held.pop(owner, None)
+        now = time.monotonic()
+        if self._doubted.get(owner, 0) < now:
+            self._doubted = {known: until for known, until in self._doubted.items() if until > now}
+            self._doubted[owner] = now + _DOUBT_AGAIN_S
+            task = asyncio.create_task(self._verify(owner))
+            self._verifying.add(task)
+            task.add_done_callback(self._verifying.discard)
+
+    async def _verify(self, owner: str) -> None:
+        try:
+            status = await self._bus.call(KEYS_VERIFY, OwnerRef(owner=owner))
+            log.info("key_verified", health=status.health)
+        except ServiceError as error:
+            log.info("key_not_verified", code=error.code.value)
 
     async def changed(self, event: KeysChanged) -> None:
         """Drop what is held, and what is being asked for: it may be the former key."""

@@ -84,7 +84,7 @@ def build(settings: Settings) -> Service:
     )
     upstream = Upstream(settings.openrouter_url, settings.sandbox_url)
     generations = GenerationNotes(store)
-    calls = Calls(store, upstream, generations, metrics)
+    calls = Calls(store, leases, upstream, generations, metrics)
     results = Results(keyring)
     runner = Runner(
         bus=bus,

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
 
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import (
+    Caller,
     ExecutionAccepted,
     ExecutionResult,
     MediaPart,
@@ -50,6 +53,7 @@ log = structlog.get_logger()
 _NO_USAGE = Usage()
 
 _COMMIT_PATIENCE_S = 120.0
+_REMEMBER_CANCEL_S = 60.0
 
 
 class Runner:
@@ -81,6 +85,7 @@ class Runner:
         self._keep_results = keep_results
         self.runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[RunReply]] = set()
+        self._canceled_early: dict[tuple[UUID, Caller], float] = {}
         self.wake_at_end: list[asyncio.Event] = []
         """Set whenever a run ends here: a slot may be free, a message may be waiting."""
 
@@ -102,6 +107,10 @@ class Runner:
     async def run(self, prepared: Prepared) -> RunReply:
         """Admit and run, or find the run that the same request made before. Raises the error that the run ended with."""
         self.check_room()
+        # Whoever waits may give up in mid-admission; the row that is being written must still find its run.
+        return await asyncio.shield(self._track(self._admit_and_run(prepared)))
+
+    async def _admit_and_run(self, prepared: Prepared) -> RunReply:
         token = uuid4()
         row = prepared.as_row()
         asked_s = time.monotonic()
@@ -120,7 +129,7 @@ class Runner:
         if admission.outcome == "existing":
             return await self.reply_of(admission.execution_id)
         queued_ms = round((time.monotonic() - asked_s) * 1000)
-        return await asyncio.shield(self.begin(prepared, token, queued_ms))
+        return await self.begin(prepared, token, queued_ms)
 
     def begin(self, prepared: Prepared, token: UUID, queued_ms: int) -> asyncio.Task[RunReply]:
         """Start a run whose row is running under `token`. The task outlives whoever waits for it."""
@@ -128,10 +137,15 @@ class Runner:
         run = Run(prepared.id, token, prepared, frames, queued_ms, time.monotonic())
         self.runs[token] = run
         self._metrics.slots_in_use.inc()
-        task = asyncio.create_task(self._perform(run))
+        if self._canceled_early.pop((prepared.id, prepared.execute.caller), 0) > time.monotonic():
+            run.stop("canceled")
+        return self._track(self._perform(run))
+
+    def _track(self, work: Coroutine[Any, Any, RunReply]) -> asyncio.Task[RunReply]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        # Nobody may be waiting for a job; its error is on its receipt.
+        # Nobody may be waiting any more, or ever have been; the error is on the receipt.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
@@ -165,6 +179,12 @@ class Runner:
                 run.stop("canceled")
                 return True
         return False
+
+    def cancel_early(self, execution_id: UUID, caller: Caller) -> None:
+        """The caller left before the run was admitted; should it be admitted here after all, it ends at once."""
+        now = time.monotonic()
+        self._canceled_early = {key: until for key, until in self._canceled_early.items() if until > now}
+        self._canceled_early[execution_id, caller] = now + _REMEMBER_CANCEL_S
 
     async def wait_until_idle(self) -> None:
         """For a shutdown: every run of this process has ended."""
@@ -227,7 +247,7 @@ class Runner:
         if status in ("canceled", "interrupted"):
             fault = None
         if run.attempts:
-            self._calls.close(run.attempts[-1], answer, fault, status)
+            self._calls.close(run, run.attempts[-1], answer, fault, status)
         error = self._error(run, status, fault)
         ended = self._ended_run(run, status, error, answer)
         result = result_of(ended, answer, run.stored) if error is None else None
