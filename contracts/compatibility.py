@@ -120,11 +120,11 @@ class _Comparison:
         self.open.discard(pair)
 
     def union(self, before: dict[str, Json], after: dict[str, Json], where: str) -> None:
-        for label in after.keys() - before.keys():
+        for label in sorted(after.keys() - before.keys()):
             self.say(where, "value added", f"may now be {label}")
-        for label in before.keys() - after.keys():
+        for label in sorted(before.keys() - after.keys()):
             self.say(where, "accepts less", f"may no longer be {label}")
-        for label in before.keys() & after.keys():
+        for label in sorted(before.keys() & after.keys()):
             self.node(before[label], after[label], f"{where}<{label}>")
 
     def node(self, old: Json, new: Json, where: str) -> None:

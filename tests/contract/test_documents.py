@@ -49,6 +49,25 @@ def test_a_change_and_a_leftover_are_seen(tmp_path: Path, monkeypatch: pytest.Mo
     assert set(document.out_of_date(wanted)) == {changed, leftover, missing}
 
 
+def test_the_command_advises_then_writes_then_is_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "contracts" / "schemas"
+    folder.mkdir(parents=True)
+    (folder / "Leftover.json").write_text("{}\n")
+    monkeypatch.setattr(document, "FOLDER", tmp_path / "contracts")
+    monkeypatch.setattr(document, "SCHEMA_FOLDER", folder)
+    monkeypatch.setattr(document, "files", lambda: {folder / "New.json": "{}\n"})
+    monkeypatch.setattr("sys.argv", ["document", "--check"])
+    assert document.main() == 1
+    assert "Run `python -m contracts.document`" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["document"])
+    assert document.main() == 0
+    assert [path.name for path in folder.iterdir()] == ["New.json"]
+    monkeypatch.setattr("sys.argv", ["document", "--check"])
+    assert document.main() == 0
+
+
 def test_schemas_are_valid_and_name_themselves() -> None:
     for path in document.SCHEMA_FOLDER.glob("*.json"):
         schema = json.loads(path.read_text())
