@@ -186,12 +186,9 @@ def _parameter_problems(config: OpenRouterConfig) -> Iterable[FieldProblem]:
             yield FieldProblem(path=path, message=f"Set {_SET_BY_FIELDS[lowered]} instead of this parameter.")
         elif lowered in _NOT_ALLOWED:
             yield FieldProblem(path=path, message=_SET_BY_PLATFORM)
-    routing = config.parameters.get("provider", {})
-    if not isinstance(routing, dict):
+    # The executor adds to it, and keeps what the creator prefers.
+    if not isinstance(config.parameters.get("provider", {}), dict):
         yield FieldProblem(path="openrouter_config.parameters.provider", message="Routing preferences are an object.")
-    elif "max_price" in routing:
-        # The executor sets it from the price that it froze: it is the only guard that upstream itself keeps.
-        yield FieldProblem(path="openrouter_config.parameters.provider.max_price", message=_SET_BY_PLATFORM)
 
 
 def _unstorable(value: Any, path: str) -> Iterable[FieldProblem]:

@@ -108,11 +108,6 @@ def test_a_good_draft_passes() -> None:
             ({"parameters": {name: 1}}, f"openrouter_config.parameters.{name}", "platform")
             for name in ("stream", "user", "usage", "n", "stream_options", "extra_body", "metadata", "session_id")
         ),
-        (
-            {"parameters": {"provider": {"max_price": {}}}},
-            "openrouter_config.parameters.provider.max_price",
-            "platform",
-        ),
         ({"parameters": {"provider": "x"}}, "openrouter_config.parameters.provider", "object"),
     ],
 )
