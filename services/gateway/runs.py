@@ -57,7 +57,7 @@ class _Request:
     def _answered(self, task: asyncio.Task[bytes]) -> None:
         if not task.cancelled():
             task.exception()  # marks it as seen: after a disconnect nobody else looks at it
-        self._watch.wake()
+            self._watch.wake()
 
     async def _ask(self) -> bytes:
         for _ in range(_TRIES_WHEN_FULL - 1):
@@ -110,11 +110,13 @@ class Runs:
     async def _answer(self, request: _Request, watch: Watch) -> bytes:
         pause_s = SILENCE_S
         while True:
-            await watch.wait(pause_s)
+            woken = await watch.wait(pause_s)
             if request.reply.done():
                 return await self._settle(request.reply, watch)
             if watch.client.gone:
                 raise ClientGoneError
+            if woken and not watch.outage:
+                continue
             try:
                 view = await watch.look()
             except ServiceError:
@@ -192,11 +194,13 @@ class Runs:
         """Waits for the first frame. The id of another run when the idempotency key belongs to that; raises a refusal."""
         pause_s = SILENCE_S
         while not watch.has_frames:
-            await watch.wait(pause_s)
+            woken = await watch.wait(pause_s)
             if watch.has_frames or watch.client.gone:
                 break
             if request.reply.done():
                 return await self._overtaking(request.reply, watch)
+            if woken and not watch.outage:
+                continue
             try:
                 view = await watch.look()
             except ServiceError:

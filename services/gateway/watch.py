@@ -141,12 +141,14 @@ class Watch:
         self.outage = self.outage or outage
         self.wake()
 
-    async def wait(self, timeout_s: float) -> None:
-        """Until something happens, at most `timeout_s`."""
+    async def wait(self, timeout_s: float) -> bool:
+        """Until something happens, at most `timeout_s`; whether something did."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._changed.wait()
+        woken = self._changed.is_set()
         self._changed.clear()
+        return woken
 
     async def look(self) -> ExecutionView | None:
         """The run as the executor knows it; None when it knows none. Raises UNAVAILABLE or TIMEOUT when nobody answers."""
