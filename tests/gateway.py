@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ import httpx
 import orjson
 from prometheus_client import CollectorRegistry
 
-from contracts.errors import ErrorBody, ErrorCode, ServiceError
+from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import (
     Execute,
     ExecutionAccepted,
@@ -69,9 +68,10 @@ async def running_gateway(nats: Nats, credentials: Credentials) -> AsyncIterator
             "public_url": f"http://{HOST}:{port}",
         }
     )
-    async with running(build(settings)), httpx.AsyncClient(
-        base_url=f"http://{HOST}:{port}", headers=bearer(), timeout=30
-    ) as client:
+    async with (
+        running(build(settings)),
+        httpx.AsyncClient(base_url=f"http://{HOST}:{port}", headers=bearer(), timeout=30) as client,
+    ):
         yield client
 
 
@@ -220,7 +220,7 @@ def events_of(text: str) -> list[Event]:
 async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
     """Returns when the condition holds."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in another process or connection
             await asyncio.sleep(0.005)
 
 
@@ -231,18 +231,3 @@ def error_body(response: httpx.Response) -> dict[str, Any]:
     assert problem["status"] == response.status_code
     assert problem["detail"]
     return problem
-
-
-async def read_first_event(response: httpx.Response) -> tuple[str, AsyncIterator[str]]:
-    """The first event block of an open stream, and the rest of its lines."""
-    lines = response.aiter_lines()
-    block: list[str] = []
-    with contextlib.suppress(StopAsyncIteration):
-        while True:
-            line = await anext(lines)
-            if not line and any(part.startswith("id:") for part in block):
-                break
-            block.append(line)
-    return "\n".join(block), lines
-
-

@@ -94,14 +94,17 @@ class JsonRequest(Request):
         headers = [header for header in request.scope["headers"] if header[0] != b"content-type"]
         super().__init__({**request.scope, "headers": [*headers, _JSON]}, request.receive)
         self._body = body
+        self._json = parse_json(body)
 
-    async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            try:
-                self._json = orjson.loads(self._body)
-            except orjson.JSONDecodeError as error:
-                raise not_json(f"The body is not JSON; it breaks at character {error.pos}.") from None
-        return self._json
+
+def parse_json(body: bytes) -> Any:
+    """Strict JSON: no NaN, no second document. Raises 400."""
+    if not body:
+        raise not_json("The request has no body; send JSON.")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise not_json(f"The body is not JSON; it breaks at character {error.pos}.") from None
 
 
 async def read_body(request: Request) -> bytes:

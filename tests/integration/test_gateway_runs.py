@@ -434,7 +434,9 @@ async def test_snapshot_covers_frames_that_are_gone_for_good(client: httpx.Async
         await other.started(run)
         await other.text(run, 4, "lost its beginning")
         await until(lambda: run in other.asked)
-        await other.frame(run, 5, "snapshot", {"execution_id": str(run), "text": "Rain", "reasoning": "", "outputs": []})
+        await other.frame(
+            run, 5, "snapshot", {"execution_id": str(run), "text": "Rain", "reasoning": "", "outputs": []}
+        )
         await other.text(run, 6, " falls")
         await other.completed(run, 7)
         return result_for(run)
@@ -492,9 +494,7 @@ async def test_headers_wait_for_the_first_frame_and_frames_leave_at_once(
         assert other.canceled == [other.runs[0].execution_id]
 
 
-async def test_same_key_streams_the_first_run_from_its_beginning(
-    client: httpx.AsyncClient, executor: Executor
-) -> None:
+async def test_same_key_streams_the_first_run_from_its_beginning(client: httpx.AsyncClient, executor: Executor) -> None:
     async def once(other: ScriptedExecutor, request: Execute) -> RunReply:
         if len(other.runs) > 1:
             return result_for(id_of(other.runs[0]))
@@ -581,13 +581,11 @@ async def test_view_deletes_its_consumer(client: httpx.AsyncClient, executor: Ex
             during = await other.bus.js.stream_info("X402JOBS_FRAMES")
         assert during.state.consumer_count == before.state.consumer_count + 1
 
-        async def is_gone() -> bool:
-            now = await other.bus.js.stream_info("X402JOBS_FRAMES")
-            return now.state.consumer_count == before.state.consumer_count
-
         async with asyncio.timeout(3):
-            while not await is_gone():
-                await asyncio.sleep(0.02)
+            while True:
+                now = await other.bus.js.stream_info("X402JOBS_FRAMES")
+                if now.state.consumer_count == before.state.consumer_count:
+                    break
 
 
 @pytest.mark.parametrize("user", ["alice", "mallory"])
@@ -649,6 +647,17 @@ async def test_killed_bus_still_gives_the_caller_an_end(own_nats: Nats, credenti
         assert events[1].data["text"] == "survived"
     else:
         assert (response.status_code, response.json()["text"]) == (200, "survived")
+
+
+async def test_stopping_gateway_finishes_what_it_has_begun(
+    nats_server: Nats, credentials: Credentials, executor: Executor
+) -> None:
+    async with executor(hang) as other, httpx.AsyncClient(headers=bearer()) as outside:
+        async with running_gateway(nats_server, credentials) as inside:
+            pending = asyncio.create_task(outside.post(f"{inside.base_url}/api/execute", json=BODY))
+            await until(lambda: bool(other.views))
+            asyncio.get_running_loop().call_later(0.2, other.release.set)
+        assert (await pending).status_code == 200
 
 
 async def test_client_that_is_cut_off_is_noticed(client: httpx.AsyncClient, executor: Executor) -> None:

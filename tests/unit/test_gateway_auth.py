@@ -100,7 +100,7 @@ async def test_foreign_signature_is_refused() -> None:
 
 
 async def test_unsigned_token_is_refused() -> None:
-    unsigned = jwt.encode(claims(), None, algorithm="none")
+    unsigned = jwt.encode(claims(), None, algorithm="none")  # type: ignore[arg-type]
     assert "signed in a way" in await refusal(with_secret(), f"Bearer {unsigned}")
 
 
@@ -175,7 +175,9 @@ async def test_unknown_key_is_asked_for_once_and_refused(issuer: _Issuer) -> Non
 
 async def test_public_key_is_no_shared_secret(issuer: _Issuer) -> None:
     issuer.publish(RSAAlgorithm, RSA_KEY, "r1")
-    issuer.keys.append({"kty": "oct", "k": "YSBzZWNyZXQgdGhhdCBldmVyeWJvZHkga25vd3MgYWxyZWFkeQ", "kid": "o1", "alg": "HS256"})
+    issuer.keys.append(
+        {"kty": "oct", "k": "YSBzZWNyZXQgdGhhdCBldmVyeWJvZHkga25vd3MgYWxyZWFkeQ", "kid": "o1", "alg": "HS256"}
+    )
     verifier = with_keys(issuer)
     shared = token("a secret that everybody knows already", key_id="o1")
     assert "signed in a way" in await refusal(verifier, f"Bearer {shared}")
