@@ -15,7 +15,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from contracts.base import Contract, Empty
+from contracts.base import Empty
 from contracts.catalog import (
     CheckDraft,
     CreateResource,
@@ -48,7 +48,6 @@ from contracts.subjects import (
     RESOURCES_PUBLISH,
     RESOURCES_RESOLVE,
     RESOURCES_UPDATE,
-    Rpc,
 )
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
@@ -151,7 +150,7 @@ class Gate:
 
     def __init__(self, port: int) -> None:
         self.port = free_port()
-        self._behind = port
+        self.behind = port
         self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
@@ -166,7 +165,7 @@ class Gate:
             writer.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(HOST, self._behind)
+        there, back = await asyncio.open_connection(HOST, self.behind)
         self._open |= {writer, back}
         try:
             await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
@@ -314,11 +313,3 @@ async def until_async(condition: Callable[[], Awaitable[bool]], timeout_s: float
 
 def metric(service: Service, name: str, **labels: str) -> float | None:
     return service.registry.get_sample_value(name, labels)
-
-
-async def ask_raw(bus: Bus, rpc: Rpc[Any, Any], body: bytes) -> bytes:
-    return await bus.call_raw(rpc, body)
-
-
-def as_request(message: Contract) -> bytes:
-    return message.model_dump_json().encode()
