@@ -1,7 +1,7 @@
 """A real Postgres 18 out of its wheel, as our own child process on the loopback interface. It survives what happens
 on a developer's machine: an initdb that was interrupted, kill -9, a stale `postmaster.pid` whose number now belongs
-to another program. Started by root it runs as an unprivileged system user, since Postgres refuses root; the folders
-above the data then get the permission to be passed through, never to be read."""
+to another program. Started by root it runs as an unprivileged system user, since Postgres refuses root; that user
+reaches its data even below a folder that is closed to it, and no folder of the data is opened for it."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,13 +54,16 @@ class Postgres:
         self._data = directory / "postgres"
         self._binaries = _find_binaries()
         self._user = _unprivileged_user() if os.geteuid() == 0 else None
+        # The folders above the data may be closed to the system user (a home folder, `mktemp -d`). The child is put into the
+        # data folder while it still is root, and this name leads there without passing through any of them.
+        self._data_as_seen = "/proc/self/cwd" if self._user else str(self._data)
         settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
         self.child = Child(
             "postgres",
-            [str(self._binaries / "postgres"), "-D", str(self._data), "-p", str(port), *settings],
+            [str(self._binaries / "postgres"), "-D", self._data_as_seen, "-p", str(port), *settings],
             env=inherited_environment(),
             log=directory / "logs" / "postgres.log",
-            cwd=directory,
+            cwd=self._data,
             user=self._user,
             # A fast shutdown: the next start needs no recovery even when the stack was killed.
             death_signal=signal.SIGINT,
@@ -76,7 +80,6 @@ class Postgres:
         """
         if self._user is not None:
             open_path_to(self._binaries)
-            open_path_to(self._data)
         if not self._data.exists():
             await asyncio.to_thread(self._create_data)
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -124,16 +127,26 @@ class Postgres:
         if draft.exists():
             shutil.rmtree(draft)
         draft.mkdir(mode=0o700)
-        password_file = draft.with_name("postgres.password")
-        password_file.touch(mode=0o600)
-        password_file.write_text(self._password)
-        if self._user is not None:
-            shutil.chown(draft, self._user, self._user)
-            shutil.chown(password_file, self._user, self._user)
-        command = [str(self._binaries / "initdb"), "-D", str(draft), "-U", SUPERUSER, f"--pwfile={password_file}"]
+        with tempfile.TemporaryFile() as password:
+            password.write(self._password.encode())
+            password.flush()
+            if self._user is not None:
+                shutil.chown(draft, self._user, self._user)
+                os.fchown(password.fileno(), pwd.getpwnam(self._user).pw_uid, -1)
+            self._run_initdb(draft, password.fileno())
+        draft.rename(self._data)
+
+    def _run_initdb(self, draft: Path, password: int) -> None:
+        command = [
+            str(self._binaries / "initdb"),
+            "-D",
+            "/proc/self/cwd" if self._user else str(draft),
+            "-U",
+            SUPERUSER,
+        ]
         # The built-in locale sorts alike on every machine, whatever the C library.
-        command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--locale-provider=builtin"]
-        command += ["--builtin-locale=C.UTF-8", "--no-instructions"]
+        command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--encoding=UTF8"]
+        command += ["--auth=scram-sha-256", f"--pwfile=/dev/fd/{password}", "--no-instructions"]
         try:
             subprocess.run(
                 command,
@@ -142,15 +155,13 @@ class Postgres:
                 text=True,
                 env=inherited_environment(),
                 cwd=draft,
+                pass_fds=[password],
                 user=self._user,
                 group=self._user,
                 extra_groups=[] if self._user else None,
             )
         except subprocess.CalledProcessError as error:
             raise RuntimeError(f"initdb failed in {draft}:\n{error.stderr}") from error
-        finally:
-            password_file.unlink()
-        draft.rename(self._data)
 
     async def _wait_for_predecessor(self) -> None:
         """Waits until a server that a killed stack left has ended, and removes a pid file that names somebody else."""
@@ -173,10 +184,7 @@ class Postgres:
 
 
 def open_path_to(path: Path) -> None:
-    """Lets other users pass through the folders above `path` (mode o+x, not o+r: they cannot list them).
-
-    A home folder or `mktemp -d` has mode 0700, and the system user that runs Postgres for root must get to its data.
-    """
+    """Lets other users pass through the folders above `path` (mode o+x, not o+r: they cannot list them)."""
     for folder in path.resolve().parents:
         mode = folder.stat().st_mode
         if not mode & 0o001:

@@ -112,7 +112,8 @@ async def test_postgres_starts_below_a_private_folder(tmp_path: Path) -> None:
     server = Postgres(private / "project", port=free_port(), password="a-test-password")
     await server.start()
     await server.stop()
-    assert not stat.S_IMODE(private.stat().st_mode) & 0o066
+    assert server.child.exit_code == 0
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
 
 
 async def test_postgres_refuses_a_wrong_password(postgres: Postgres) -> None:
