@@ -31,6 +31,7 @@ _CONNECT_TIMEOUT_S = 10.0
 _TAIL_S = 5.0
 _SETTLE_S = 0.1
 _SETTLE_BYTES = 4096
+_PIECE_BYTES = 256 * 1024
 _MAX_ERROR_BYTES = 256 * 1024
 _MAX_CONNECTIONS = 10_000
 _KEEPALIVE_S = 15.0
@@ -162,13 +163,14 @@ class Upstream:
 
         Raises UpstreamFailed: refused by status, unreachable, broken, or nothing within the deadlines.
         """
+        content = _encode(body)
         try:
             async with asyncio.timeout_at(deadlines.until_s):
                 answer: object = await self._client.post(
                     self._url(mode, "/chat/completions"),
                     cast_to=httpx2.Response,
-                    content=_encode(body),
-                    options={"headers": _headers(key, traceparent)},
+                    content=content if len(content) <= _PIECE_BYTES else _pieces(content),
+                    options={"headers": {**_headers(key, traceparent), "Content-Length": str(len(content))}},
                     stream=True,
                     stream_cls=AsyncStream[Any],
                 )
@@ -263,6 +265,12 @@ def _encode(body: Mapping[str, Any]) -> bytes:
         return orjson.dumps(body)
     except TypeError:  # an integer beyond 64 bits in the creator's parameters; JSON itself has no such bound
         return json.dumps(body, ensure_ascii=False).encode(errors="replace")
+
+
+async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+    """A large body bit by bit: written at once, it would hold up every other call of the process."""
+    for start in range(0, len(content), _PIECE_BYTES):
+        yield content[start : start + _PIECE_BYTES]
 
 
 def _generation_id(response: httpx2.Response) -> str | None:
