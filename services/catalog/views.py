@@ -46,14 +46,14 @@ def resource_view(stored: StoredResource, model: Model, replacement: str | None)
 
 
 def resolved_view(stored: StoredResource, model: Model, replacement: str | None) -> ResolvedResource:
-    """For the executor. The status is the shown one: `unavailable` stands for published."""
+    """For the executor. The status is the stored one, which says who may run it; whether it can run says `availability`."""
     draft = stored.draft
     return ResolvedResource(
         resource_id=stored.id,
         owner=stored.owner,
         slug=draft.slug,
         version=stored.version,
-        status=shown_status(stored.status, model),
+        status=stored.status,
         config=draft.openrouter_config,
         inputs=draft.inputs,
         pricing=draft.pricing,

@@ -306,7 +306,7 @@ async def test_a_retired_model_makes_resources_unavailable_until_it_returns(
     assert not gone.availability.available
     assert gone.availability.replacement in {"m/b", "m/c", "m/d"}
     resolved = await market.resolve(str(created.id))
-    assert (resolved.status, resolved.availability.available) == ("unavailable", False)
+    assert (resolved.status, resolved.availability.available) == ("published", False)
     assert not (await listing(market, "ann", "haiku-maker")).available
     assert (await resources(market, status="unavailable")).total == 1
     assert (await resources(market, status="published")).total == 0
