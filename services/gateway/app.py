@@ -30,7 +30,8 @@ def create_app(gateway: Gateway, public_url: str) -> FastAPI:
     app.state.gateway = gateway
     app.add_exception_handler(HTTPException, _unrouted)
     routers = (
-        executions.router,  # the hot path first: routes are tried in order
+        executions.hot,  # first: routes are tried in order
+        executions.router,
         executions.preview,  # before /api/resources/{id}
         resources.router,
         resources.listings,

@@ -26,6 +26,9 @@ _KEYS_LIFETIME_S = 600
 _REFETCH_PAUSE_S = 10
 _FETCH_TIMEOUT_S = 5
 _MAX_TOKEN_CHARS = 8192
+# Checking a signature costs as much as all the rest of a short request. A withdrawn signing key works this much longer.
+_REMEMBERED_S = 60.0
+_MOST_REMEMBERED = 2048
 _USER_ID: TypeAdapter[str] = TypeAdapter(UserId)
 
 
@@ -106,10 +109,18 @@ class Verifier:
         self._admin_role = admin_role
         self._secret = secret
         self._signing_keys = SigningKeys(jwks_url) if jwks_url is not None else None
+        self._remembered: dict[str, tuple[Identity, float]] = {}
 
     async def identify(self, authorization: str | None) -> Identity:
         """The identity behind an `Authorization` header. Raises UNAUTHENTICATED with a sentence that says what to do."""
         token = bearer_token(authorization)
+        identity, until = self._remembered.get(token, (None, 0.0))
+        if identity is None or time.time() >= until:
+            identity = await self._check(token)
+        return identity
+
+    async def _check(self, token: str) -> Identity:
+        self._remembered.pop(token, None)
         try:
             claims = await self._claims(token)
         except jwt.ExpiredSignatureError:
@@ -126,7 +137,11 @@ class Verifier:
             raise _refused("The token's signature is not ours; sign in here and send that token.") from None
         except jwt.PyJWTError:
             raise _refused("The token is not a readable JWT; sign in again and send the new one.") from None
-        return self._identity(claims)
+        identity = self._identity(claims)
+        if len(self._remembered) >= _MOST_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[token] = (identity, min(float(claims["exp"]), time.time() + _REMEMBERED_S))
+        return identity
 
     async def _claims(self, token: str) -> dict[str, Any]:
         key: Any = self._secret

@@ -6,8 +6,9 @@ only credential is a bearer token, which no foreign page can make a browser send
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -66,11 +67,16 @@ _bearer = HTTPBearer(
 )
 
 
+def identity_of(request: Request) -> Identity:
+    """Who is signed in."""
+    identity: Identity = request.scope[_IDENTITY]
+    return identity
+
+
 async def _identity(
     request: Request, _token: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> Identity:
-    identity: Identity = request.scope[_IDENTITY]
-    return identity
+    return identity_of(request)
 
 
 SignedIn = Annotated[Identity, Depends(_identity)]
@@ -123,11 +129,11 @@ async def read_body(request: Request) -> bytes:
     return b"".join(chunks)
 
 
-def invalid_request(error: RequestValidationError) -> ServiceError:
-    """FastAPI's error as ours: every wrong field by path, nothing of what was sent."""
+def invalid_request(errors: Iterable[Mapping[str, Any]]) -> ServiceError:
+    """Errors of FastAPI or pydantic as ours: every wrong field by path, nothing of what was sent."""
     fields = [
         FieldProblem(path=".".join(str(part) for part in item["loc"] if part != "body"), message=item["msg"])
-        for item in error.errors()[:20]
+        for item in islice(errors, 20)
     ]
     where = f"{fields[0].path}: " if fields[0].path else ""
     return ServiceError(ErrorCode.INVALID, f"The request is not valid. {where}{fields[0].message}", fields=fields)
@@ -159,8 +165,12 @@ async def refuse_unknown_fields(request: Request, body: BaseModel) -> None:
 class PublicRoute(APIRoute):
     """A route that needs no token; every error that a route raises becomes a problem here."""
 
+    def inner_handler(self) -> Handler:
+        """What FastAPI makes of the signature: parameters in, endpoint, response out."""
+        return super().get_route_handler()
+
     def get_route_handler(self) -> Handler:
-        handle = super().get_route_handler()
+        handle = self.inner_handler()
         takes_body = self.body_field is not None
 
         async def answer(request: Request) -> Response:
@@ -172,7 +182,7 @@ class PublicRoute(APIRoute):
                 return problem_response(error)
             except RequestValidationError as error:
                 note(request, code=ErrorCode.INVALID.value)
-                return problem_response(invalid_request(error))
+                return problem_response(invalid_request(error.errors()))
             except (ClientDisconnect, ClientGoneError):
                 return Response(status_code=_CLIENT_GONE_STATUS)
             except Exception as error:

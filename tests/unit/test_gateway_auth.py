@@ -1,8 +1,10 @@
 """Tokens: each way to be wrong is a 401 whose sentence says what to do; families of signatures are never mixed."""
 
+import asyncio
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -92,6 +94,16 @@ async def test_header_without_token_says_how_to_send_one(authorization: str | No
 async def test_wrong_claim_is_named(changes: dict[str, Any], says: str) -> None:
     bad = jwt.encode(claims(**changes), SECRET)
     assert says in await refusal(with_secret(), f"Bearer {bad}")
+
+
+async def test_remembered_token_still_expires() -> None:
+    verifier = with_secret()
+    expires = int(time.time()) + 2
+    short = f"Bearer {token(exp=expires)}"
+    assert (await verifier.identify(short)).user == "alice"
+    while time.time() < expires:  # noqa: ASYNC110 - nothing happens at that moment
+        await asyncio.sleep(0.02)
+    assert "expired" in await refusal(verifier, short)
 
 
 async def test_foreign_signature_is_refused() -> None:

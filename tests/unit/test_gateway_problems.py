@@ -2,7 +2,6 @@
 
 import orjson
 import pytest
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from contracts.errors import ErrorBody, ErrorCode, FieldProblem, ServiceError
@@ -122,7 +121,7 @@ def test_validation_errors_do_not_repeat_the_input() -> None:
     with pytest.raises(ValidationError) as caught:
         _Body.model_validate({"api_key": "sk-or-v1-secret"})
     errors = [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
-    problem = bytes(problem_response(invalid_request(RequestValidationError(errors))).body)
+    problem = bytes(problem_response(invalid_request(errors)).body)
     assert b"secret" not in problem
     assert orjson.loads(problem)["errors"][0]["path"] == "api_key"
 

@@ -9,14 +9,14 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Body, Header, Path, Query
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from contracts.base import Contract, new_execution_id
 from contracts.catalog import MAX_INPUT_BYTES, ResourceDraft
-from contracts.errors import ErrorCode, ServiceError
+from contracts.errors import ErrorCode, ServiceError, invalid
 from contracts.execution import (
     TERMINAL_STATUSES,
     Execute,
@@ -34,19 +34,54 @@ from services.gateway.documentation import answers, run_answers
 from services.gateway.edge import note
 from services.gateway.problems import documented, too_large
 from services.gateway.routing import (
+    Handler,
     SignedIn,
     SignedInRoute,
     caller_of,
     forward,
     gateway_of,
+    identity_of,
+    invalid_request,
     refuse_unknown_fields,
 )
 from services.gateway.runs import ClientGoneError
 from services.gateway.watch import Client
 from services.runtime.bus import encode
 
+_MAX_KEY_CHARS = 200
+
+
+class RunRoute(SignedInRoute):
+    """The hot path: its one body and two headers are read here, which saves a third of the time that FastAPI takes.
+
+    The endpoint's signature documents them, and is called with the same arguments.
+    """
+
+    def inner_handler(self) -> Handler:
+        """As FastAPI would, for `(request, user, body, idempotency_key, prefer)`."""
+        assert self.body_field is not None
+        model: type[RunOptions] = self.body_field.field_info.annotation  # type: ignore[assignment]
+        endpoint = self.endpoint
+
+        async def run(request: Request) -> Response:
+            key = request.headers.get("idempotency-key")
+            if key is not None and not 0 < len(key) <= _MAX_KEY_CHARS:
+                raise invalid("Idempotency-Key", f"An Idempotency-Key has 1 to {_MAX_KEY_CHARS} characters.")
+            try:
+                body = model.model_validate(await request.json())
+            except ValidationError as error:
+                raise invalid_request(error.errors()) from None
+            response: Response = await endpoint(
+                request, identity_of(request), body, idempotency_key=key, prefer=request.headers.get("prefer")
+            )
+            return response
+
+        return run
+
+
 router = APIRouter(tags=["execution"], route_class=SignedInRoute)
-preview = APIRouter(tags=["resources"], route_class=SignedInRoute)
+hot = APIRouter(tags=["execution"], route_class=RunRoute)
+preview = APIRouter(tags=["resources"], route_class=RunRoute)
 
 OnDisconnect = Literal["cancel", "continue"]
 
@@ -86,7 +121,7 @@ IdempotencyKey = Annotated[
     Header(
         alias="Idempotency-Key",
         min_length=1,
-        max_length=200,
+        max_length=_MAX_KEY_CHARS,
         description="The same key and body give the same run for 24 hours, billed once; another body is a `conflict`.",
     ),
 ]
@@ -160,7 +195,7 @@ async def _run(request: Request, execute: Execute, options: RunOptions, prefer: 
     return Response(result, media_type="application/json")
 
 
-@router.post("/api/execute", response_model=ExecutionResult, responses=run_answers(), summary="Execute a resource")
+@hot.post("/api/execute", response_model=ExecutionResult, responses=run_answers(), summary="Execute a resource")
 async def execute_resource(
     request: Request,
     user: SignedIn,
