@@ -1,6 +1,7 @@
 """Money: `Decimal` in code, a string on the wire, never a float. An amount that is not known is `None`, never zero.
 
-A JSON number is refused on purpose: it has already been through a float by the time anybody could look at it.
+A JSON number with a fraction is refused on purpose: it has been through a float by the time anybody could look at it.
+A whole number is exact, and taken.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from uuid import UUID, uuid4, uuid5
 
 import nats.errors
@@ -16,7 +16,6 @@ import structlog
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from contracts.catalog import ResolvedResource
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import Caller, CallerReceipt, Execute, ExecuteRequest, ExecutionAccepted
 from contracts.subjects import JOBS_STREAM, publisher_of
@@ -28,7 +27,6 @@ from services.executor.runs import Runner, conflicting_request
 from services.executor.store import Execution, Store
 from services.runtime.bus import Bus, parse
 from services.runtime.health import Health
-from services.runtime.sealing import Keyring
 
 log = structlog.get_logger()
 
@@ -49,11 +47,8 @@ class Jobs:
         store: Store,
         preparation: Preparation,
         runner: Runner,
-        keyring: Keyring,
         results: Results,
-        keep_results: timedelta,
         health: Health,
-        instance: str,
         running_per_key: int,
         outgoing: asyncio.Event,
     ) -> None:
@@ -61,11 +56,8 @@ class Jobs:
         self._store = store
         self._preparation = preparation
         self._runner = runner
-        self._keyring = keyring
         self._results = results
-        self._keep_results = keep_results
         self._health = health
-        self._instance = instance
         self._running_per_key = running_per_key
         self._outgoing = outgoing
         self.wake = asyncio.Event()
@@ -75,13 +67,7 @@ class Jobs:
     async def enqueue(self, execute: Execute) -> ExecutionAccepted:
         """Commit a run to be done later. Raises ServiceError for every reason not to."""
         prepared = await self._preparation.prepare(execute)
-        job = orjson.dumps(
-            {
-                "execute": execute.model_dump(mode="json"),
-                "resource": prepared.resource.model_dump(mode="json"),
-            }
-        )
-        locked = self._keyring.encrypt(job, prepared.id.bytes)
+        locked = self._results.lock_job(prepared.id, execute, prepared.resource)
         admission = await self._store.enqueue(
             prepared.as_row(), mode=prepared.lease.mode, job=locked.blob, job_key_id=locked.key_id
         )
@@ -151,18 +137,14 @@ class Jobs:
 
     async def _claim(self) -> Execution | None:
         return await self._store.claim(
-            running_per_key=self._running_per_key, executor=self._instance, lease_token=uuid4()
+            running_per_key=self._running_per_key, executor=self._bus.instance, lease_token=uuid4()
         )
 
     async def _begin(self, row: Execution) -> None:
         """Start a claimed run, or end it where it cannot start any more (the key is gone, say)."""
         assert row.lease_token is not None
-        assert row.job is not None
-        assert row.job_key_id is not None
+        execute, resource = self._results.open_job(row)
         try:
-            job = orjson.loads(self._keyring.decrypt(row.job_key_id, row.job, row.id.bytes))
-            execute = Execute.model_validate(job["execute"])
-            resource = ResolvedResource.model_validate(job["resource"])
             prepared = replace(await self._preparation.resume(execute, resource, row.created_at), id=row.id)
         except ServiceError as error:
             await self.end_unbegun(
@@ -178,7 +160,7 @@ class Jobs:
         result = None if error is not None else result_of(ended, None, {})
         locked = self._results.lock(result) if result is not None else None
         if await self._store.finish(
-            row.id, token, ending_of(ended, last_seq=1, result=locked, keep=self._keep_results)
+            row.id, token, ending_of(ended, last_seq=1, result=locked, keep=self._results.keep)
         ):
             frames = Frames(self._bus.nc, row.viewer, row.id)
             if error is not None:
@@ -190,7 +172,7 @@ class Jobs:
     async def cancel_queued(self, row: Execution) -> None:
         """A queued run is made ours without a slot, and ended."""
         token = uuid4()
-        if await self._store.take_queued(row.id, executor=self._instance, lease_token=token):
+        if await self._store.take_queued(row.id, executor=self._bus.instance, lease_token=token):
             await self.end_unbegun(row, token, "canceled", None)
 
 

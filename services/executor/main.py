@@ -6,6 +6,7 @@ import asyncio
 import hmac
 from datetime import timedelta
 
+import asyncpg
 from prometheus_client import CollectorRegistry
 from pydantic import Field, SecretStr
 
@@ -46,7 +47,7 @@ from services.executor.upstream import Upstream
 from services.runtime.bus import Bus
 from services.runtime.postgres import connect, create_pool, ping
 from services.runtime.sealing import Keyring
-from services.runtime.service import Service, run
+from services.runtime.service import Hook, Service, run
 from services.runtime.settings import ServiceSettings
 
 # Longer than any run may take, so that a stop never cuts one short.
@@ -71,21 +72,19 @@ def build(settings: Settings) -> Service:
     registry = CollectorRegistry()
     service = Service("executor", settings, registry, drain_timeout_s=_DRAIN_TIMEOUT_S)
     bus = service.bus
-    pool = create_pool(settings.postgres_url.get_secret_value(), service="executor", max_size=settings.postgres_pool)
-    name_secret = settings.media_name_secret.get_secret_value().encode()
-    keyring = Keyring.parse(settings.result_keys.get_secret_value())
-    keep_results = timedelta(hours=settings.keep_results_hours)
+    pool = _pool(service, settings)
     metrics = ExecutorMetrics(registry)
     store = Store(pool, lease_s=LEASE_S)
     leases = KeyLeases(bus)
     resolutions = Resolutions(bus)
-    preparation = Preparation(
-        bus, resolutions, leases, pseudonym_secret=hmac.digest(name_secret, b"pseudonyms of callers", "sha256")
-    )
+    pseudonym_secret = hmac.digest(_name_secret(settings), b"pseudonyms of callers", "sha256")
+    preparation = Preparation(bus, resolutions, leases, pseudonym_secret=pseudonym_secret)
     upstream = Upstream(settings.openrouter_url, settings.sandbox_url)
     generations = GenerationNotes(store)
     calls = Calls(store, leases, upstream, generations, metrics)
-    results = Results(keyring)
+    results = Results(
+        Keyring.parse(settings.result_keys.get_secret_value()), timedelta(hours=settings.keep_results_hours)
+    )
     runner = Runner(
         bus=bus,
         store=store,
@@ -93,10 +92,8 @@ def build(settings: Settings) -> Service:
         results=results,
         slots=Slots(wait_s=settings.slot_wait_s),
         metrics=metrics,
-        instance=service.instance,
         running_per_key=settings.running_per_key,
         max_running=settings.max_running,
-        keep_results=keep_results,
     )
     outgoing = asyncio.Event()
     jobs = Jobs(
@@ -104,19 +101,47 @@ def build(settings: Settings) -> Service:
         store=store,
         preparation=preparation,
         runner=runner,
-        keyring=keyring,
         results=results,
-        keep_results=keep_results,
         health=service.health,
-        instance=service.instance,
         running_per_key=settings.running_per_key,
         outgoing=outgoing,
     )
     runner.wake_at_end += [outgoing, jobs.wake]
     keeper = Keeper(store, runner, metrics, outgoing)
-    costs = PendingCosts(store, upstream, leases, metrics, outgoing)
     outbox = Outbox(bus, store, metrics, outgoing)
     _serve(bus, Handlers(bus=bus, store=store, preparation=preparation, runner=runner, jobs=jobs, results=results))
+    _keep_in_touch(service, settings, runner, calls, leases, resolutions)
+    work: dict[str, Hook] = {
+        "renew": keeper.renew,
+        "reap": keeper.reap,
+        "clean": keeper.clean,
+        "costs": PendingCosts(store, upstream, leases, metrics, outgoing).look_up,
+        "outbox": outbox.relay,
+        "generations": generations.write,
+        "jobs_in": jobs.take_in,
+        "jobs": jobs.work,
+    }
+    for name, endless in work.items():
+        service.background(name, endless)
+    service.on_drain(runner.wait_until_idle)
+    service.on_stop(upstream.close)
+    service.on_stop(outbox.flush)
+    return service
+
+
+def _pool(service: Service, settings: Settings) -> asyncpg.Pool:
+    pool = create_pool(settings.postgres_url.get_secret_value(), service="executor", max_size=settings.postgres_pool)
+    service.health.add("postgres", lambda: ping(pool))
+    service.before_bus(lambda: connect(pool))
+    service.on_stop(pool.close)
+    return pool
+
+
+def _keep_in_touch(
+    service: Service, settings: Settings, runner: Runner, calls: Calls, leases: KeyLeases, resolutions: Resolutions
+) -> None:
+    """What has to be said again after every reconnect, and what is dropped because an event may have been missed."""
+    bus = service.bus
     bus.listen(KEYS_CHANGED, leases.changed)
     bus.listen(RESOURCE_CHANGED, resolutions.resource_changed)
     bus.listen(MODEL_CHANGED, resolutions.model_changed)
@@ -124,7 +149,7 @@ def build(settings: Settings) -> Service:
     async def declare() -> None:
         for stream in (FRAMES_STREAM, JOBS_STREAM, RECEIPTS_STREAM):
             await bus.declare(stream)
-        calls.media = MediaStore(bus.js, settings.public_url, name_secret)
+        calls.media = MediaStore(bus.js, settings.public_url, _name_secret(settings))
         await calls.media.declare()
 
     async def reconnected() -> None:
@@ -133,26 +158,12 @@ def build(settings: Settings) -> Service:
         await declare()
         await runner.send_snapshots()
 
-    bus.on_reconnect(reconnected)
-    service.health.add("postgres", lambda: ping(pool))
-    service.before_bus(lambda: connect(pool))
     service.after_bus(declare)
-    for name, work in (
-        ("renew", keeper.renew),
-        ("reap", keeper.reap),
-        ("clean", keeper.clean),
-        ("costs", costs.look_up),
-        ("outbox", outbox.relay),
-        ("generations", generations.write),
-        ("jobs_in", jobs.take_in),
-        ("jobs", jobs.work),
-    ):
-        service.background(name, work)
-    service.on_drain(runner.wait_until_idle)
-    service.on_stop(pool.close)
-    service.on_stop(upstream.close)
-    service.on_stop(outbox.flush)
-    return service
+    bus.on_reconnect(reconnected)
+
+
+def _name_secret(settings: Settings) -> bytes:
+    return settings.media_name_secret.get_secret_value().encode()
 
 
 def _serve(bus: Bus, handlers: Handlers) -> None:

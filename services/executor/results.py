@@ -1,17 +1,26 @@
-"""Results at rest: locked under the executor's own keyring with the run's id as additional data, so that a row copied to
-another run does not open, and a database dump shows nobody's text."""
+"""Results and queued jobs at rest: locked under the executor's own keyring with the run's id as additional data, so that a
+row copied to another run does not open, and a database dump shows nobody's text."""
 
 from __future__ import annotations
 
-from contracts.execution import Cost, ExecutionResult
+from datetime import timedelta
+from uuid import UUID
+
+import orjson
+
+from contracts.catalog import ResolvedResource
+from contracts.execution import Cost, Execute, ExecutionResult
 from services.executor.store import Execution
 from services.runtime.bus import encode
 from services.runtime.sealing import Keyring, Locked
 
 
 class Results:
-    def __init__(self, keyring: Keyring) -> None:
+    """`keep` is how long a result stays; receipts stay for ever."""
+
+    def __init__(self, keyring: Keyring, keep: timedelta) -> None:
         self._keyring = keyring
+        self.keep = keep
 
     def lock(self, result: ExecutionResult) -> Locked:
         return self._keyring.encrypt(encode(result), result.execution_id.bytes)
@@ -22,6 +31,17 @@ class Results:
             return None
         result = ExecutionResult.model_validate_json(self._keyring.decrypt(row.result_key_id, row.result, row.id.bytes))
         return result.model_copy(update={"cost": cost_of_row(row)})
+
+    def lock_job(self, execution_id: UUID, execute: Execute, resource: ResolvedResource) -> Locked:
+        """What a queued run needs: the request, and the resource with its price as they were when it was accepted."""
+        job = {"execute": execute.model_dump(mode="json"), "resource": resource.model_dump(mode="json")}
+        return self._keyring.encrypt(orjson.dumps(job), execution_id.bytes)
+
+    def open_job(self, row: Execution) -> tuple[Execute, ResolvedResource]:
+        assert row.job is not None
+        assert row.job_key_id is not None
+        job = orjson.loads(self._keyring.decrypt(row.job_key_id, row.job, row.id.bytes))
+        return Execute.model_validate(job["execute"]), ResolvedResource.model_validate(job["resource"])
 
 
 def cost_of_row(row: Execution) -> Cost:

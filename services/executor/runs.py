@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -68,10 +68,8 @@ class Runner:
         results: Results,
         slots: Slots,
         metrics: ExecutorMetrics,
-        instance: str,
         running_per_key: int,
         max_running: int,
-        keep_results: timedelta,
     ) -> None:
         self._bus = bus
         self._store = store
@@ -79,10 +77,8 @@ class Runner:
         self._results = results
         self._slots = slots
         self._metrics = metrics
-        self._instance = instance
         self._running_per_key = running_per_key
         self._max_running = max_running
-        self._keep_results = keep_results
         self.runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[RunReply]] = set()
         self._canceled_early: dict[tuple[UUID, Caller], float] = {}
@@ -120,7 +116,7 @@ class Runner:
                 row,
                 mode=prepared.lease.mode,
                 running_per_key=self._running_per_key,
-                executor=self._instance,
+                executor=self._bus.instance,
                 lease_token=token,
             ),
         )
@@ -255,7 +251,7 @@ class Runner:
             ended,
             last_seq=run.frames.seq + 1,
             result=self._results.lock(result) if result is not None else None,
-            keep=self._keep_results,
+            keep=self._results.keep,
             media=[part.url.rpartition("/")[2] for part in run.stored.values() if isinstance(part, MediaPart)],
         )
         row = await self._commit(run, ending)

@@ -215,6 +215,8 @@ class Bus:
         await self.broker.start()
         for subject, queue, callback in self._raw:
             self._raw_subscriptions.append(await self.nc.subscribe(subject, queue=queue, cb=callback))
+        # The first ping may overtake subscriptions that still wait in the client's buffer; the second one cannot.
+        await self.nc.flush()
         await self.nc.flush()
 
     async def drain(self, timeout_s: float) -> None:
