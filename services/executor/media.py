@@ -14,6 +14,7 @@ import hmac
 import re
 import struct
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import filetype
 from nats.js import JetStreamContext
@@ -63,6 +64,7 @@ class MediaStore:
         self._public_url = public_url.rstrip("/")
         self._name_secret = name_secret
         self._max_bytes = max_bytes
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Built by hand, because asking for a bucket by name costs a round trip for every file.
         self._objects = ObjectStore(MEDIA_BUCKET, f"OBJ_{MEDIA_BUCKET}", js)
 
@@ -84,8 +86,11 @@ class MediaStore:
             file = read_media(raw, self._name_secret)
         if file is None:
             return OtherPart(kind=f"invalid_{raw.kind}", data={"declared_mime_type": raw.declared_mime})
-        if not await self._is_stored(file.name):
-            await self._put(file)
+        # Two runs that make the same file must not write it at once: the second would take the first one's bytes away.
+        lock = self._locks.setdefault(file.name, asyncio.Lock())
+        async with lock:
+            if not await self._is_stored(file.name):
+                await self._put(file)
         return MediaPart(
             type=file.kind,
             url=self._public_url + media_path(file.name),
