@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from pydantic import ValidationError
+
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import ExecutionResult, ExecutionView, Snapshot
 from services.gateway.sequence import Step
@@ -16,6 +18,15 @@ from services.gateway.sequence import Step
 def with_run(body: ErrorBody, execution_id: UUID) -> ErrorBody:
     """The error, naming the run that it is about."""
     return body if body.execution_id is not None else body.model_copy(update={"execution_id": execution_id})
+
+
+def read_error(data: dict[str, Any], execution_id: UUID) -> ErrorBody:
+    """What a `failed` frame says. A code of a later version than ours is told as `internal`."""
+    try:
+        body = ErrorBody.model_validate(data)
+    except ValidationError:
+        body = ErrorBody(code=ErrorCode.INTERNAL, message="The run failed; GET /api/executions/{id} says how.")
+    return with_run(body, execution_id)
 
 
 def error_of(view: ExecutionView) -> ErrorBody:

@@ -14,11 +14,11 @@ from uuid import UUID
 import orjson
 import structlog
 
-from contracts.errors import ErrorBody, ErrorCode, ServiceError
+from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import TERMINAL_STATUSES, Execute, GetExecution
 from contracts.subjects import EXECUTION_CANCEL, EXECUTION_RUN
 from services.gateway import sse
-from services.gateway.endings import result_of, with_run
+from services.gateway.endings import read_error, result_of, with_run
 from services.gateway.problems import problem_of
 from services.gateway.sequence import Step
 from services.gateway.watch import RETRY_S, SILENCE_S, Client, Outages, Watch
@@ -161,8 +161,7 @@ class Runs:
             async for steps in watch.steps():
                 for step in steps:
                     if step.kind == "failed":
-                        body = ErrorBody.model_validate(step.data)
-                        raise ServiceError.from_body(with_run(body, ref.execution_id))
+                        raise ServiceError.from_body(read_error(step.data, ref.execution_id))
                     if step.is_last:
                         return orjson.dumps(step.data)
         raise ClientGoneError
@@ -274,5 +273,5 @@ def _encode(steps: list[Step], execution_id: UUID) -> bytes:
 def _event(step: Step, execution_id: UUID) -> bytes:
     data = step.data
     if step.kind == "failed":
-        data = problem_of(with_run(ErrorBody.model_validate(data), execution_id))
+        data = problem_of(read_error(data, execution_id))
     return sse.encode_event(step.seq, step.kind, orjson.dumps(data))

@@ -113,7 +113,7 @@ class Watch:
         self._changed = asyncio.Event()
         self.outage = False
         self._doubt = False
-        self._gap_asked = False
+        self._asked_behind: int | None = None
         self._missing = False
         self._source: _Source | None = None
 
@@ -261,8 +261,10 @@ class Watch:
             await self.wait(max(0, min(ask_at, comment_at, settle_at or ask_at) - clock()))
 
     def _must_ask(self) -> bool:
-        new_gap = self.sequence.broken and not self._gap_asked
-        self._gap_asked = self.sequence.broken
+        """A gap is asked about once: where a replay does not close it, only a snapshot or the end will."""
+        new_gap = self.sequence.broken and self._asked_behind != self.sequence.last
+        if new_gap:
+            self._asked_behind = self.sequence.last
         return self._doubt or new_gap
 
     def _error_of(self, reply: asyncio.Task[bytes] | None) -> list[Step]:

@@ -46,7 +46,7 @@ from services.gateway import examples
 from services.gateway.problems import Problem
 from services.runtime.bus import Bus, current_call
 from services.runtime.sealing import RecipientKey, connect_context
-from tests.gateway import SECRET, bearer, error_body, peer, running_gateway
+from tests.integration.gateway_parts import SECRET, bearer, error_body, peer, running_gateway
 
 MARKED_KEY = "sk-or-v1-CANARY-0123456789"
 

@@ -17,7 +17,7 @@ from contracts.execution import Execute, ExecutionAccepted, RunReply
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from services.gateway import examples, runs, watch
-from tests.gateway import (
+from tests.integration.gateway_parts import (
     Event,
     Script,
     ScriptedExecutor,

@@ -180,6 +180,13 @@ def _check_size(options: RunOptions, request: Request) -> None:
 async def _run(request: Request, execute: Execute, options: RunOptions, prefer: str | None) -> Response:
     gateway = gateway_of(request)
     note(request, execution_id=str(execute.execution_id))
+    if not gateway.bus.connected:
+        # The client of the bus would keep the request until it is back: refuse, do not queue.
+        raise ServiceError(
+            ErrorCode.UNAVAILABLE,
+            "The message bus cannot be reached at the moment; try again shortly.",
+            retry_after_s=1,
+        )
     if _prefers_async(prefer):
         accepted = await gateway.bus.call_raw(EXECUTION_ENQUEUE, encode(execute))
         execution_id = orjson.loads(accepted)["execution_id"]
