@@ -41,6 +41,7 @@ from services.executor.parts import (
     merged_part,
     open_tool,
     other_part,
+    short_name,
     string_of,
     usage_of,
 )
@@ -233,11 +234,11 @@ class Normaliser:
     def _read_head(self, chunk: dict[str, Any]) -> None:
         identity, model, provider = chunk.get("id"), chunk.get("model"), chunk.get("provider")
         if self.generation_id is None and isinstance(identity, str) and 0 < len(identity) <= MAX_ID_CHARS:
-            self.generation_id = clean(identity)
+            self.generation_id = short_name(identity)
         if isinstance(model, str) and model:
-            self.served = clean(model)[:MAX_ID_CHARS]
+            self.served = short_name(model)
         if isinstance(provider, str) and provider:
-            self.provider = clean(provider)[:MAX_ID_CHARS]
+            self.provider = short_name(provider)
         usage = chunk.get("usage")
         if isinstance(usage, dict):
             self._usage.update({key: value for key, value in usage.items() if value is not None})
@@ -270,7 +271,7 @@ class Normaliser:
         if isinstance(finish, str) and finish and (self._finish is None or finish == "error"):
             self._finish = finish
         if isinstance(native, str) and native:
-            self._native_finish = clean(native)[:MAX_ID_CHARS]
+            self._native_finish = short_name(native)
 
     def _fail(self, error: object) -> None:
         """An error inside a 200. The first one is the cause; usage may still follow it."""

@@ -70,6 +70,11 @@ def clean(text: str) -> str:
     return text
 
 
+def short_name(text: str) -> str:
+    """A name or an id as receipts keep it; Postgres takes no NUL character in text."""
+    return clean(text)[:MAX_ID_CHARS].replace("\0", "\ufffd")
+
+
 def safe_json(value: Any, depth: int = 0) -> Any:
     """A value that any JSON encoder takes: no Decimal, no huge integer, no lone surrogate, not endlessly deep."""
     if isinstance(value, str):
