@@ -1,0 +1,26 @@
+"""The stack that serves the real catalog and every recording, real and hostile; started once for the tests that need it."""
+
+import shutil
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from deploy.local.stack import Stack
+from tests.conftest import StackFactory
+from tests.e2e import hostile_recordings
+from tests.stack import shared_data
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def recorded_stack(stack_factory: StackFactory, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """One executor and one gateway; the sandbox replays `recorded/<case>` of the shared folder and of the hostile one."""
+    folder = tmp_path_factory.mktemp("recordings")
+    shutil.copytree(shared_data() / "openrouter-responses", folder, dirs_exist_ok=True)
+    hostile_recordings.write(folder)
+    sandbox = {
+        "SANDBOX_CATALOG": str(shared_data() / "openrouter-models.json"),
+        "SANDBOX_RECORDINGS": str(folder),
+    }
+    async with stack_factory(settings={"sandbox": sandbox}) as running:
+        yield running
