@@ -27,6 +27,7 @@ from services.executor.faults import Fault
 from services.executor.lines import DONE
 from services.executor.parts import (
     MAX_ID_CHARS,
+    MEDIA_KINDS,
     AudioDraft,
     MediaKind,
     RawMedia,
@@ -104,7 +105,6 @@ _FINISH: dict[str, FinishReason] = {
     "content_filter": "content_filter", "safety": "content_filter", "error": "error",
 }  # fmt: skip
 
-
 _Slot = Output | ToolDraft | AudioDraft | RefusalDraft
 
 _KNOWN_KEYS = frozenset({
@@ -112,10 +112,6 @@ _KNOWN_KEYS = frozenset({
     "videos", "audio", "annotations", "name", "logprobs", "index", "prefix",
 })  # fmt: skip
 _PLAIN_KEYS = frozenset({"role", "content", *_REASONING_NAMES})
-_MEDIA_KINDS: dict[str, MediaKind] = {
-    "image_url": "image", "image": "image", "output_image": "image", "input_image": "image", "video_url": "video",
-    "video": "video", "audio": "audio", "input_audio": "audio", "output_audio": "audio", "file": "file",
-}  # fmt: skip
 
 
 class Normaliser:
@@ -358,8 +354,8 @@ class Normaliser:
             self._add_thoughts(part.get("thinking") or part.get("text") or part.get("reasoning"))
         elif kind == "refusal" and isinstance(part.get("refusal"), str):
             self._add_output(RefusalPart(text=clean(part["refusal"])))
-        elif isinstance(kind, str) and kind in _MEDIA_KINDS:
-            self._read_media(part, _MEDIA_KINDS[kind])
+        elif isinstance(kind, str) and kind in MEDIA_KINDS:
+            self._read_media(part, MEDIA_KINDS[kind])
         else:
             self._add_output(other_part(kind, part))
 

@@ -22,6 +22,10 @@ from contracts.money import exact_decimal
 MediaKind = Literal["image", "audio", "video", "file"]
 
 MAX_ID_CHARS = 200
+MEDIA_KINDS: dict[str, MediaKind] = {
+    "image_url": "image", "image": "image", "output_image": "image", "input_image": "image", "video_url": "video",
+    "video": "video", "audio": "audio", "input_audio": "audio", "output_audio": "audio", "file": "file",
+}  # fmt: skip
 _MAX_OTHER_BYTES = 64 * 1024
 
 
