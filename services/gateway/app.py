@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.gateway.documentation import document
-from services.gateway.problems import no_such_route, problem_response, wrong_method
+from services.gateway.problems import problem_response, unrouted
 from services.gateway.routes import executions, integrations, media, models, operation, resources
 from services.gateway.routing import Gateway
 
@@ -19,9 +19,7 @@ from services.gateway.routing import Gateway
 async def _unrouted(_request: Request, error: Exception) -> Response:
     """What the router itself refuses: an unknown path, or a method that the path does not take."""
     assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        return problem_response(wrong_method((error.headers or {}).get("Allow", "another one")))
-    return problem_response(no_such_route())
+    return problem_response(unrouted(error.status_code, error.headers))
 
 
 def create_app(gateway: Gateway, public_url: str) -> FastAPI:

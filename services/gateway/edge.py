@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.gateway.problems import CLIENT_GONE
 from services.runtime.bus import traceparent
 
 log = structlog.get_logger()
@@ -75,7 +76,7 @@ class Edge:
         traceparent.set(trace)
         fields: MutableMapping[str, Any] = {}
         scope[_FIELDS] = fields
-        status = 499
+        status = CLIENT_GONE
 
         async def observe(message: Message) -> None:
             nonlocal status

@@ -7,7 +7,7 @@ may be a key or a person's text.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -63,6 +63,10 @@ TITLES: dict[ErrorCode, str] = {
 
 _RETRY_AFTER_STATUSES = frozenset({429, 503})
 
+CLIENT_GONE = 499
+"""Stands in logs and metrics where the client left before the response; nobody receives it."""
+NOT_READY = 503
+
 
 class Problem(Contract):
     """RFC 9457 problem details, with our members."""
@@ -107,10 +111,26 @@ def no_such_route() -> HttpError:
     return HttpError(404, ErrorBody(code=ErrorCode.NOT_FOUND, message=detail))
 
 
+def unsatisfiable(size: int) -> HttpError:
+    """416 for a range behind the end of a file of `size` bytes."""
+    body = ErrorBody(code=ErrorCode.INVALID, message="The file is shorter than the range that was asked for.")
+    return HttpError(416, body, {"Content-Range": f"bytes */{size}"})
+
+
+def at_connect(error: ServiceError) -> ServiceError:
+    """A rejected key while it is handed in: there the request is wrong, at a run it is the state that the run meets."""
+    return HttpError(422, error.body) if error.code is ErrorCode.KEY_REJECTED else error
+
+
 def wrong_method(allowed: str) -> HttpError:
     """405 for a route that does not know the method."""
     detail = f"This address does not take that method; it takes {allowed}."
     return HttpError(405, ErrorBody(code=ErrorCode.INVALID, message=detail), {"Allow": allowed})
+
+
+def unrouted(status: int, headers: Mapping[str, str] | None) -> HttpError:
+    """What the router refuses by itself: a method that the path does not take, or an unknown path."""
+    return wrong_method((headers or {}).get("Allow", "another one")) if status == 405 else no_such_route()
 
 
 def status_of(error: ServiceError) -> int:

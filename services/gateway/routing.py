@@ -27,7 +27,7 @@ from contracts.execution import Caller
 from contracts.subjects import Rpc
 from services.gateway.auth import Identity, Verifier
 from services.gateway.edge import note, pseudonym
-from services.gateway.problems import not_json, problem_response, too_large
+from services.gateway.problems import CLIENT_GONE, not_json, problem_response, too_large
 from services.gateway.recipients import Recipients
 from services.gateway.runs import ClientGoneError, Runs
 from services.gateway.stored_media import MediaStore
@@ -38,7 +38,6 @@ log = structlog.get_logger()
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 _IDENTITY = "x402jobs.identity"
-_CLIENT_GONE_STATUS = 499
 _JSON = (b"content-type", b"application/json")
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -184,7 +183,7 @@ class PublicRoute(APIRoute):
                 note(request, code=ErrorCode.INVALID.value)
                 return problem_response(invalid_request(error.errors()))
             except (ClientDisconnect, ClientGoneError):
-                return Response(status_code=_CLIENT_GONE_STATUS)
+                return Response(status_code=CLIENT_GONE)
             except Exception as error:
                 reference = uuid4().hex[:12]
                 log.exception("request_failed", reference=reference, error=type(error).__name__)

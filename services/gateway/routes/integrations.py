@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts.base import Contract
-from contracts.errors import ErrorCode, ServiceError
+from contracts.errors import ServiceError
 from contracts.keys import KeyStatus, OwnerRef
 from contracts.subjects import KEYS_DISCONNECT, KEYS_STATUS, KEYS_VERIFY
 from services.gateway import examples
 from services.gateway.documentation import answers
-from services.gateway.problems import HttpError
+from services.gateway.problems import at_connect
 from services.gateway.routing import SignedIn, SignedInRoute, forward, gateway_of
 
 router = APIRouter(prefix="/api/integrations/openrouter", tags=["integrations"], route_class=SignedInRoute)
@@ -49,10 +49,7 @@ async def connect_key(
     try:
         status = await gateway_of(request).recipients.connect(user.user, body.api_key.get_secret_value().strip())
     except ServiceError as error:
-        if error.code is ErrorCode.KEY_REJECTED:
-            # Here it is the request that is wrong; at a run it is the state that the run meets.
-            raise HttpError(422, error.body) from None
-        raise
+        raise at_connect(error) from None
     return Response(status, media_type="application/json")
 
 

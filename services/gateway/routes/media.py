@@ -8,9 +8,9 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from contracts.errors import ErrorBody, ErrorCode, ServiceError
+from contracts.errors import ErrorCode, ServiceError
 from contracts.media import StoredMedia, is_media_name
-from services.gateway.problems import HttpError, documented
+from services.gateway.problems import documented, unsatisfiable
 from services.gateway.ranges import (
     ByteRange,
     UnsatisfiableRangeError,
@@ -51,8 +51,7 @@ def _requested_range(request: Request, etag: str, size: int) -> ByteRange | None
     try:
         return parse_range(header, size)
     except UnsatisfiableRangeError:
-        body = ErrorBody(code=ErrorCode.INVALID, message="The file is shorter than the range that was asked for.")
-        raise HttpError(416, body, {"Content-Range": f"bytes */{size}"}) from None
+        raise unsatisfiable(size) from None
 
 
 @router.get(

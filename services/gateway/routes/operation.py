@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.gateway.problems import NOT_READY
 from services.gateway.routing import PublicRoute, gateway_of
 
 router = APIRouter(tags=["operation"], route_class=PublicRoute, default_response_class=Response)
@@ -37,7 +38,7 @@ async def livez() -> Response:
 async def readyz(request: Request) -> Response:
     """503 while something that the gateway needs does not answer, and from the moment it is told to stop."""
     ready, states = await gateway_of(request).health.readiness()
-    return Response(orjson.dumps(states), status_code=200 if ready else 503, media_type="application/json")
+    return Response(orjson.dumps(states), status_code=200 if ready else NOT_READY, media_type="application/json")
 
 
 @router.get("/metrics", responses={200: {"content": _TEXT}}, summary="Prometheus metrics")
