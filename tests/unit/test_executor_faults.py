@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import ErrorCode
@@ -241,6 +241,7 @@ error_like = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(
     st.integers(300, 599),
     error_like | anything,

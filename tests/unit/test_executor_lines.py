@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import ErrorCode
@@ -26,12 +26,14 @@ def cut(body: bytes, places: list[int]) -> list[bytes]:
     return [body[start:end] for start, end in pairwise(edges)]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(RECORDINGS)), st.lists(st.integers(min_value=0), max_size=12), st.booleans())
 def test_every_recording_splits_the_same_however_it_is_cut(name: str, places: list[int], crlf: bool) -> None:
     body = RECORDINGS[name].replace(b"\n", b"\r\n") if crlf else RECORDINGS[name]
     assert split(*cut(body, places)) == split(body)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(min_value=0), max_size=6))
 def test_any_bytes_split_the_same_however_they_are_cut(body: bytes, places: list[int]) -> None:
     assert split(*cut(body, places)) == split(body)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import nats
 import pytest
 import pytest_asyncio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.js.object_store import ObjectStore
@@ -134,6 +134,7 @@ def test_a_file_is_what_its_content_says(content: bytes, mime_type: str, size: t
     assert dimensions(content, mime_type) == size
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=200),
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"RIFF0000WEBPVP8 "]),
@@ -144,6 +145,7 @@ def test_no_content_breaks_the_recognition(content: bytes, start: bytes) -> None
     dimensions(start + content, mime_type)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.lists(st.integers(0, 200), max_size=5), st.booleans())
 def test_base64_decodes_however_it_is_cut_and_in_both_alphabets(
     content: bytes, places: list[int], url_safe: bool
@@ -157,6 +159,7 @@ def test_base64_decodes_however_it_is_cut_and_in_both_alphabets(
     assert decode_base64(tuple(f" {piece}\n" for piece in pieces)) == content
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=20), max_size=5))
 def test_pieces_that_are_padded_one_by_one_are_one_file(contents: list[bytes]) -> None:
     assert decode_base64(tuple(base64.b64encode(content).decode() for content in contents)) == b"".join(contents)

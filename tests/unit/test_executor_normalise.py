@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -273,6 +273,7 @@ messages = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(messages)
 def test_a_message_reads_the_same_streamed_and_plain(message: dict[str, Any]) -> None:
     for number, call in enumerate(message.get("tool_calls", [])):
@@ -722,6 +723,7 @@ chunk_like = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(chunk_like | anything, max_size=4))
 def test_no_json_breaks_it_and_what_comes_out_can_be_sent(chunks: list[Any]) -> None:
     normaliser = Normaliser()
@@ -735,6 +737,7 @@ def test_no_json_breaks_it_and_what_comes_out_can_be_sent(chunks: list[Any]) -> 
     (answer.text + (answer.reasoning or "") + (answer.served or "") + (answer.provider or "")).encode()
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=4))
 def test_no_bytes_break_it(payloads: list[bytes]) -> None:
     normaliser = Normaliser()

@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.catalog import CostPlusPrice, FixedPrice, Pricing
@@ -101,6 +101,7 @@ pricings: st.SearchStrategy[Pricing] = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(pricings, amounts)
 def test_no_price_exceeds_the_highest_and_price_less_cost_is_the_markup(pricing: Pricing, model_usd: Decimal) -> None:
     cost = cost_of(pricing, "succeeded", text_delivered=True, model_usd=model_usd, cost_status="final")

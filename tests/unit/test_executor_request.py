@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.catalog import (
@@ -130,6 +130,7 @@ def test_sound_is_asked_for_in_the_form_that_streams_unless_the_creator_chose() 
     assert body_of(modalities=["text", "audio"], parameters={"audio": chosen})["audio"] == chosen
 
 
+@settings(deadline=None)
 @given(st.text(max_size=20))
 def test_a_value_is_never_expanded_again(value: str) -> None:
     inputs = [InputField(name="a"), InputField(name="b")]
