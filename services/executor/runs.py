@@ -291,9 +291,7 @@ class Runner:
             pricing=resource.pricing,
             status=status,
             error=error,
-            truncated=error.truncated
-            if error is not None
-            else bool(answer is None or answer.truncated or status == "canceled"),
+            truncated=_is_truncated(status, error, answer, text_delivered=text_delivered),
             model=ServedModel(
                 requested=resource.config.model_id,
                 served=answer.served if answer else None,
@@ -380,6 +378,7 @@ def conflicting_request() -> ServiceError:
 
 
 def _is_truncated(status: EndStatus, error: ErrorBody | None, answer: Answer | None, *, text_delivered: bool) -> bool:
+    """Of a canceled run this says whether there was text: a price that is settled later depends on it."""
     if error is not None:
         return error.truncated
     if status == "canceled":
