@@ -23,6 +23,8 @@ TERMINAL_STATUSES: frozenset[ExecutionStatus] = frozenset({"succeeded", "failed"
 CostStatus = Literal["final", "pending", "unknown"]
 
 MAX_RESULT_TEXT_BYTES = 4 * 1024 * 1024
+MAX_RESULT_BYTES = 7_500_000
+"""A result has to fit into one message of 8 MB."""
 
 
 class Caller(Contract):

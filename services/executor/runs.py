@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import orjson
 import structlog
 
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import (
+    MAX_RESULT_BYTES,
     Caller,
     ExecutionAccepted,
     ExecutionResult,
@@ -37,7 +39,7 @@ from services.executor.endings import (
     result_of,
     total_cost,
 )
-from services.executor.faults import Fault, UpstreamFailed
+from services.executor.faults import Fault, UpstreamFailed, too_large
 from services.executor.frames import Frames
 from services.executor.metrics import ExecutorMetrics
 from services.executor.normalise import Answer
@@ -54,6 +56,7 @@ _NO_USAGE = Usage()
 
 _COMMIT_PATIENCE_S = 120.0
 _REMEMBER_CANCEL_S = 60.0
+_SURELY_FITS_CHARS = 500_000
 
 
 class Runner:
@@ -239,6 +242,8 @@ class Runner:
     async def _end(self, run: Run, answer: Answer | None, fault: Fault | None) -> RunReply:
         """Decide, commit, tell."""
         run.upstream_until_s = run.upstream_until_s or time.monotonic()
+        if fault is None and answer is not None and is_too_long(answer):
+            fault = too_large(delivered=True)
         status: EndStatus = run.stop_reason or ("succeeded" if fault is None else "failed")
         if status in ("canceled", "interrupted"):
             fault = None
@@ -368,6 +373,14 @@ class Runner:
             "executed", status=ended.status, code=code, total_ms=ended.timing.total_ms, attempts=len(ended.attempts),
             cost_status=ended.cost.status, mode=ended.mode,
         )  # fmt: skip
+
+
+def is_too_long(answer: Answer) -> bool:
+    """Whether the result would not fit into one message: text stands in it twice, and JSON may double it once more."""
+    length = len(answer.text) + len(answer.reasoning or "")
+    if length < _SURELY_FITS_CHARS:
+        return False
+    return 2 * len(orjson.dumps(answer.text)) + len(orjson.dumps(answer.reasoning)) > MAX_RESULT_BYTES
 
 
 def conflicting_request() -> ServiceError:
