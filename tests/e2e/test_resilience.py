@@ -1,0 +1,411 @@
+"""What happens to runs when somebody leaves, when too many come, and when a part of the system is killed under them.
+
+Clients that leave and crowds are tried on the stack of the session. Whatever is killed here belongs to a stack of its own,
+where every test leaves all parts running again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import nats
+import pytest
+import pytest_asyncio
+from nats.aio.client import Client
+
+from contracts.subjects import AS_GET, AS_SUBMIT, Job, Rpc, as_publisher
+from deploy.local.stack import DATABASE, PUBLISHER, Stack
+from deploy.sandbox.ledger import hash_key
+from tests.conftest import StackFactory
+from tests.e2e.client import Event, Person, at_gateway, checked, connected, ledger, problem, read_events, text_of, until
+
+LONG = "".join(f"word{number:03d} " for number in range(200))
+"""What `sandbox/long` says, in four seconds."""
+LEAVING_S = 1.0
+REAPED_S = 35
+ENDED_S = 30
+
+
+def read_text(events: Sequence[Event]) -> str:
+    """What somebody has read at the end: a snapshot replaces everything before it."""
+    text = ""
+    for event in events:
+        if event.kind in {"text", "snapshot"}:
+            text = event.data["text"] if event.kind == "snapshot" else text + event.data["text"]
+    return text
+
+
+def ended_once(events: list[Event]) -> list[Event]:
+    """The events of a stream that lived through an outage: in order, nothing twice, and one end.
+
+    A snapshot that would have repeated what was read is left out, its number too.
+    """
+    assert [event.seq for event in events] == sorted({event.seq for event in events})
+    last = [event.kind in {"completed", "failed"} for event in events]
+    assert last == [False] * (len(events) - 1) + [True], [(event.seq, event.kind) for event in events]
+    return events
+
+
+async def some_text(events: AsyncIterator[Event], pieces: int = 5) -> list[Event]:
+    """The events up to a piece of text."""
+    read: list[Event] = []
+    async for event in events:
+        read.append(event)
+        if sum(one.kind == "text" for one in read) >= pieces:
+            return read
+    raise AssertionError(f"the stream ended after {[event.kind for event in read]}")
+
+
+# Coming back ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_with_a_key_goes_on_at_another_gateway_where_it_was_cut(stack: Stack) -> None:
+    async with connected(stack, "reader") as person, at_gateway(person, 1) as elsewhere:
+        resource = await person.publish(model="sandbox/long")
+        key = {"Idempotency-Key": uuid4().hex}
+        async with person.streaming(resource["id"], headers=key) as (_, events):
+            seen = await some_text(events)
+        execution_id = seen[0].data["execution_id"]
+
+        rest, same = await asyncio.gather(
+            elsewhere.events(execution_id, after=seen[-1].seq),
+            elsewhere.result(resource["id"], headers=key),
+        )
+        whole = checked([*seen, *rest])
+        assert [event.seq for event in whole] == list(range(1, len(whole) + 1)), "every frame once, in order"
+        assert {event.kind for event in rest} == {"text", "completed"}, "nothing had to be replaced"
+        assert text_of(whole) == whole[-1].data["text"] == LONG
+
+        again = await person.stream(resource["id"], headers=key)
+        assert same["execution_id"] == again[-1].data["execution_id"] == execution_id
+        assert same["text"] == read_text(again) == LONG
+        assert await elsewhere.events(execution_id, after=whole[-1].seq) == []
+        (call,) = await person.upstream_calls()
+        assert call["state"] == "completed"
+
+
+# Leaving --------------------------------------------------------------------------------------------------------------
+
+
+async def leave(person: Person, model: str, *, stream: bool, pieces: int = 0) -> dict[str, Any]:
+    """Starts a run, leaves while it goes on, and checks that upstream heard of it within a second. The ended run."""
+    resource = await person.publish(model=model)
+    if stream:
+        async with person.streaming(resource["id"]) as (_, events):
+            assert (await anext(events)).kind == "started"
+            if pieces:
+                await some_text(events, pieces)
+            await until(person.upstream_calls)
+    else:
+        call = asyncio.create_task(person.execute(resource["id"]))
+        await until(person.upstream_calls)
+        await asyncio.sleep(0.2)  # answers that begin at once have begun
+        call.cancel()
+        with suppress(asyncio.CancelledError):
+            await call
+    left_at = time.time()
+
+    async def cancelled() -> list[dict[str, Any]]:
+        return [call for call in await person.upstream_calls() if call["state"] == "cancelled"]
+
+    (call_upstream,) = await until(cancelled, LEAVING_S + 1)
+    assert call_upstream["ended_at"] - left_at < LEAVING_S
+    (listed,) = (await person.get("/api/executions"))["items"]
+    ended = await person.ended(listed["execution_id"])
+    assert ended["status"] == "canceled"
+    return ended
+
+
+async def settled(person: Person, execution_id: str) -> dict[str, Any]:
+    """The run once its cost was looked up: the second revision of its receipt."""
+
+    async def look() -> dict[str, Any] | None:
+        view = await person.execution(execution_id)
+        return view if view["receipt"]["revision"] == 2 else None
+
+    return await until(look, ENDED_S)
+
+
+async def test_leaving_a_stream_in_the_middle_cancels_and_its_true_cost_is_looked_up(stack: Stack) -> None:
+    async with connected(stack, "reader") as person:
+        ended = await leave(person, "sandbox/long", stream=True, pieces=5)
+        assert 0 < len(ended["result"]["text"]) < len(LONG)
+        assert ended["result"]["truncated"]
+        view = await settled(person, ended["execution_id"])
+        (call,) = await person.upstream_calls()
+        assert view["cost"]["status"] == "final"
+        assert view["cost"]["model_usd"] == view["receipt"]["cost"]["model_usd"] == call["cost"]
+        assert view["cost"]["price_usd"] == "0.01", "due: there was text"
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+@pytest.mark.parametrize("model", ["sandbox/slow", "sandbox/silence-no-headers"])
+async def test_leaving_before_the_first_token_cancels_and_costs_the_caller_nothing(
+    stack: Stack, model: str, stream: bool
+) -> None:
+    async with connected(stack, "reader") as person:
+        ended = await leave(person, model, stream=stream)
+        assert ended["result"]["text"] == ""
+        assert ended["cost"]["price_usd"] == "0"
+        if model == "sandbox/slow":
+            ended = await settled(person, ended["execution_id"])
+            assert (ended["cost"]["status"], ended["cost"]["price_usd"]) == ("final", "0")
+        else:
+            # Upstream had not even said which generation it is, so nobody can ask what it cost.
+            assert (ended["cost"]["status"], ended["cost"]["model_usd"]) == ("unknown", None)
+
+
+async def test_leaving_a_plain_call_in_the_middle_cancels(stack: Stack) -> None:
+    async with connected(stack, "reader") as person:
+        ended = await leave(person, "sandbox/long", stream=False)
+        assert 0 < len(ended["result"]["text"]) < len(LONG)
+        assert (await settled(person, ended["execution_id"]))["cost"]["status"] == "final"
+
+
+async def test_leaving_with_on_disconnect_continue_lets_the_run_finish(stack: Stack) -> None:
+    async with connected(stack, "reader") as person:
+        resource = await person.publish(model="sandbox/long", config={"max_tokens": 60})
+        async with person.streaming(resource["id"], on_disconnect="continue") as (_, events):
+            seen = await some_text(events, 2)
+        ended = await person.ended(seen[0].data["execution_id"])
+        assert ended["status"] == "succeeded"
+        assert ended["result"]["text"].startswith(text_of(seen))
+        (call,) = await person.upstream_calls()
+        assert call["state"] == "completed"
+
+
+# Crowds ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_never_runs_more_than_five_however_many_ask_at_once(stack: Stack) -> None:
+    async with connected(stack, "popular") as person, at_gateway(person, 1) as elsewhere:
+        assert person.key is not None
+        resource = await person.publish(model="sandbox/long", config={"max_tokens": 60})
+        answers = await asyncio.gather(
+            *(each.execute(resource["id"]) for _ in range(15) for each in (person, elsewhere)),
+        )
+        served = [answer for answer in answers if answer.status_code == 200]
+        refused = [problem(answer, 429, "overloaded") for answer in answers if answer.status_code != 200]
+        assert len(served) > 5, "some waited for a slot and got it"
+        assert refused
+        assert {(body["scope"], body["retryable"]) for body in refused} == {("key", True)}
+        assert (await ledger(stack))["max_running"][hash_key(person.key)] == 5
+        assert len(await person.upstream_calls()) == len(served)
+        assert (await person.result(resource["id"]))["status"] == "succeeded", "the slots are free again"
+
+
+# Killing --------------------------------------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture(scope="module")
+async def mortal(stack_factory: StackFactory) -> AsyncIterator[Stack]:
+    """A stack whose parts may be killed: three executors, two gateways, and keys that run many at once."""
+    settings = {"executor": {"RUNNING_PER_KEY": "20"}}
+    async with stack_factory(executors=3, gateways=2, settings=settings) as running:
+        yield running
+
+
+class Streams:
+    """Streamed runs in flight."""
+
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[list[Event]]] = []
+
+    async def begin(self, person: Person, resource: str) -> str:
+        """The execution id of a stream of which some text has come; the stream goes on in `tasks`."""
+        seen: list[Event] = []
+        task = asyncio.create_task(self._read(person, resource, seen))
+        self.tasks.append(task)
+
+        async def text() -> bool:
+            if task.done():
+                task.result()
+            return any(event.kind == "text" for event in seen)
+
+        await until(text)
+        execution_id: str = seen[0].data["execution_id"]
+        return execution_id
+
+    async def _read(self, person: Person, resource: str, seen: list[Event]) -> list[Event]:
+        body = {"resource": resource, "input": {"text": "hello"}, "stream": True}
+        async with person.http.stream("POST", "/api/execute", json=body, timeout=60) as answer:
+            assert answer.status_code == 200
+            async for event in read_events(answer):
+                seen.append(event)  # noqa: PERF401 - whoever waits for text looks at what has come so far
+        return ended_once(seen)
+
+    async def ended(self, timeout_s: float) -> list[list[Event]]:
+        """All events of all streams, in the order in which they were begun."""
+        return await asyncio.wait_for(asyncio.gather(*self.tasks), timeout_s)
+
+
+async def row(stack: Stack, sql: str, *values: object) -> Any:
+    """One value out of the database, as its superuser."""
+    connection = await asyncpg.connect(stack.postgres.dsn(DATABASE))
+    try:
+        return await connection.fetchval(sql, *values)
+    finally:
+        await connection.close()
+
+
+async def executor_of(stack: Stack, execution_id: str) -> str:
+    found: str = await row(stack, "SELECT executor FROM executor.executions WHERE id = $1", execution_id)
+    return found
+
+
+async def works(person: Person, resource: str) -> None:
+    """A new call is served, stream and plain."""
+    assert (await person.result(resource))["status"] == "succeeded"
+    assert (await person.stream(resource))[-1].kind == "completed"
+
+
+async def test_kill_9_of_the_bus_in_the_middle_of_runs_and_every_caller_gets_the_end(mortal: Stack) -> None:
+    async with connected(mortal, "reader") as person, at_gateway(person, 1) as elsewhere, publisher(mortal) as service:
+        resource, quick = await person.publish(model="sandbox/long"), await person.publish()
+        brief = await person.publish(model="sandbox/long", config={"max_tokens": 60})
+        streams = Streams()
+        plain = asyncio.create_task(person.result(resource["id"]))
+        ids = [await streams.begin(each, resource["id"]) for each in (person, elsewhere)]
+        ids += [await streams.begin(person, brief["id"])]
+        job = {"execution_id": str(uuid4()), "resource": quick["id"], "input": {"text": "handed over"}}
+        acknowledged = await ask(service, AS_SUBMIT, job)
+        assert acknowledged["seq"] >= 1
+
+        await mortal.nats.kill()
+        await until(lambda: over(mortal, ids[2]))  # its end is said while nobody can hear it
+        await mortal.nats.start()
+
+        *longs, short = await streams.ended(ENDED_S)
+        for events in longs:
+            assert (events[-1].kind, events[-1].data["text"], read_text(events)) == ("completed", LONG, LONG)
+        assert (await asyncio.wait_for(plain, ENDED_S))["text"] == LONG
+        whole = (await person.execution(ids[2]))["result"]["text"]
+        assert len(whole) > len("word000 ") * 10
+        assert (short[-1].kind, short[-1].data["text"]) == ("completed", whole)
+        for execution_id, text in zip(ids, (LONG, LONG, whole), strict=True):
+            later = await elsewhere.events(execution_id)
+            assert later[-1].data["text"] == read_text(later) == text
+            assert (await person.execution(execution_id))["receipt"]["revision"] == 1
+        assert await until(lambda: done(service, job["execution_id"]), ENDED_S), "what was acknowledged is done"
+        await works(person, quick["id"])
+
+
+@asynccontextmanager
+async def publisher(stack: Stack) -> AsyncIterator[Client]:
+    """The outside service, which finds its server again."""
+
+    async def expected(_: Exception) -> None:
+        """Being disconnected is what the test is about."""
+
+    service = await nats.connect(
+        stack.nats.url,
+        user=PUBLISHER,
+        password=stack.credentials.nats_password(PUBLISHER),
+        inbox_prefix=f"_INBOX.{PUBLISHER}",
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.1,
+        error_cb=expected,
+    )
+    try:
+        yield service
+    finally:
+        await service.close()
+
+
+async def ask(service: Client, what: Rpc[Any, Any] | Job[Any], body: dict[str, Any]) -> dict[str, Any]:
+    reply = await service.request(as_publisher(what.subject, PUBLISHER), json.dumps(body).encode(), timeout=5)
+    answer: dict[str, Any] = json.loads(reply.data)
+    return answer
+
+
+async def done(service: Client, execution_id: str) -> bool:
+    with suppress(nats.errors.Error):
+        return bool((await ask(service, AS_GET, {"execution_id": execution_id})).get("status") == "succeeded")
+    return False
+
+
+async def over(stack: Stack, execution_id: str) -> bool:
+    found = await row(stack, "SELECT finished_at IS NOT NULL FROM executor.executions WHERE id = $1", execution_id)
+    return bool(found)
+
+
+async def test_kill_9_of_the_database_in_the_middle_of_a_run_and_it_still_ends_with_a_receipt(mortal: Stack) -> None:
+    async with connected(mortal, "reader") as person:
+        resource = await person.publish(model="sandbox/long")
+        streams = Streams()
+        execution_id = await streams.begin(person, resource["id"])
+        await mortal.postgres.kill()
+        refused = problem(await person.execute(resource["id"]), 503, "unavailable")
+        assert refused["retryable"]
+        await mortal.postgres.start()
+        (events,) = await streams.ended(ENDED_S)
+        assert (events[-1].kind, read_text(events)) == ("completed", LONG)
+        view = await until(lambda: readable(person, execution_id), ENDED_S)
+        assert (view["status"], view["receipt"]["revision"]) == ("succeeded", 1)
+        assert view["receipt"]["cost"]["status"] == "final"
+        (call,) = [call for call in await person.upstream_calls() if call["state"] == "completed"]
+        assert view["receipt"]["cost"]["model_usd"] == call["cost"]
+        await works(person, (await person.publish())["id"])
+
+
+async def readable(person: Person, execution_id: str) -> dict[str, Any] | None:
+    """The run, once pools have found the database again."""
+    answer = await person.http.get(f"/api/executions/{execution_id}")
+    view: dict[str, Any] = answer.json()
+    return view if answer.status_code == 200 and view["receipt"] else None
+
+
+async def test_kill_9_of_an_executor_interrupts_its_runs_and_sigterm_lets_them_finish(mortal: Stack) -> None:
+    async with connected(mortal, "reader") as person:
+        resource, quick = await person.publish(model="sandbox/long"), await person.publish()
+        streams = Streams()
+        placed: dict[str, list[int]] = {}
+        while len(placed) < 2:
+            # The server gives requests to whom it likes: ask until two executors have one.
+            assert len(streams.tasks) < 12, "all of them went to one executor"
+            execution_id = await streams.begin(person, resource["id"])
+            placed.setdefault(await executor_of(mortal, execution_id), []).append(len(streams.tasks) - 1)
+        (killed, lost), (stopped, kept) = list(placed.items())[:2]
+        killed_at = time.monotonic()
+        await mortal.parts[killed].kill()
+        stopping = asyncio.create_task(mortal.parts[stopped].child.stop(grace_s=20))
+
+        # The third one serves whoever comes now, for the same creator.
+        await works(person, quick["id"])
+        for index in kept:
+            events = await asyncio.wait_for(streams.tasks[index], ENDED_S)
+            assert (events[-1].kind, read_text(events)) == ("completed", LONG)
+        await stopping
+        assert mortal.parts[stopped].child.exit_code == 0
+        await asyncio.gather(mortal.parts[stopped].start(), mortal.parts[killed].start())
+
+        for index in lost:
+            events = await asyncio.wait_for(streams.tasks[index], REAPED_S)
+            assert time.monotonic() - killed_at < REAPED_S
+            last = events[-1]
+            assert (last.kind, last.data["code"], last.data["retryable"]) == ("failed", "unavailable", True)
+            view = await person.execution(last.data["execution_id"])
+            assert (view["status"], view["receipt"]["status"]) == ("interrupted", "interrupted")
+            settled_view = await settled(person, view["execution_id"])
+            assert settled_view["cost"]["status"] == "final", "what upstream had billed until then"
+        running = await row(mortal, "SELECT count(*) FROM executor.executions WHERE status = 'running'")
+        assert running == 0, "its slots are free: they are these rows"
+
+
+async def test_parts_are_restarted_one_after_another_and_the_next_calls_work(mortal: Stack) -> None:
+    async with connected(mortal, "reader") as person, at_gateway(person, 1) as elsewhere:
+        resource = await person.publish()
+        for name in ("keys", "catalog", "gateway", "gateway-2"):
+            await mortal.parts[name].stop()
+            assert mortal.parts[name].child.exit_code == 0, name
+            await mortal.parts[name].start()
+        await asyncio.gather(works(person, resource["id"]), works(elsewhere, resource["id"]))
+        async with connected(mortal, "newcomer", gateway=1) as newcomer:
+            await works(newcomer, (await newcomer.publish())["id"])
