@@ -44,7 +44,7 @@ def error_of(view: ExecutionView) -> ErrorBody:
             execution_id=view.execution_id,
         )
     return ErrorBody(
-        code=ErrorCode.INTERNAL,
+        code=ErrorCode.UNAVAILABLE,
         message="The run was interrupted when a part of the service stopped; run it again.",
         retryable=True,
         execution_id=view.execution_id,

@@ -150,7 +150,7 @@ async def test_silent_executor_is_asked_and_its_word_taken(client: httpx.AsyncCl
     async with executor(die) as other:
         response = await client.post("/api/execute", json=BODY)
         assert error_body(response)["execution_id"] == str(other.runs[0].execution_id)
-        assert response.status_code == 500
+        assert response.status_code == 503
         assert "interrupted" in response.text
         other.release.set()
 

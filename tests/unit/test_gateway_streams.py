@@ -186,7 +186,7 @@ def test_whole_view_gets_a_snapshot_in_front() -> None:
     ("changes", "code"),
     [
         ({"status": "failed", "error": ErrorBody(code=ErrorCode.MODERATED, message="No.")}, ErrorCode.MODERATED),
-        ({"status": "interrupted"}, ErrorCode.INTERNAL),
+        ({"status": "interrupted"}, ErrorCode.UNAVAILABLE),
         ({"status": "canceled"}, ErrorCode.CONFLICT),
         ({"status": "succeeded", "output_expired": True}, ErrorCode.NOT_FOUND),
     ],
