@@ -66,7 +66,14 @@ class Jobs:
 
     async def enqueue(self, execute: Execute) -> ExecutionAccepted:
         """Commit a run to be done later. Raises ServiceError for every reason not to."""
-        prepared = await self._preparation.prepare(execute)
+        try:
+            prepared = await self._preparation.prepare(execute)
+        except ServiceError:
+            # What was accepted once stays accepted, also when it would be refused today.
+            earlier = await self._runner.find_same(execute)
+            if earlier is None:
+                raise
+            return ExecutionAccepted(execution_id=earlier.id, status="queued")
         locked = self._results.lock_job(prepared.id, execute, prepared.resource)
         admission = await self._store.enqueue(
             prepared.as_row(), mode=prepared.lease.mode, job=locked.blob, job_key_id=locked.key_id

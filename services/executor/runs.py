@@ -20,6 +20,7 @@ from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import (
     MAX_RESULT_BYTES,
     Caller,
+    Execute,
     ExecutionAccepted,
     ExecutionResult,
     MediaPart,
@@ -43,7 +44,7 @@ from services.executor.faults import Fault, UpstreamFailed, too_large
 from services.executor.frames import Frames
 from services.executor.metrics import ExecutorMetrics
 from services.executor.normalise import Answer
-from services.executor.preparation import Prepared
+from services.executor.preparation import Prepared, request_hash
 from services.executor.pricing import cost_of
 from services.executor.results import Results
 from services.executor.slots import Slots
@@ -147,6 +148,12 @@ class Runner:
         # Nobody may be waiting any more, or ever have been; the error is on the receipt.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
+
+    async def find_same(self, execute: Execute) -> Execution | None:
+        """The run that this request made when it was sent before."""
+        return await self._store.find_same(
+            execute.execution_id, execute.caller, execute.idempotency_key, request_hash(execute)
+        )
 
     async def reply_of(self, execution_id: UUID) -> RunReply:
         """How a run stands, as the answer to a repeated request."""

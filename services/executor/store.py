@@ -14,7 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
-from contracts.execution import CostStatus, ExecutionStatus
+from contracts.execution import Caller, CostStatus, ExecutionStatus
 from contracts.keys import Mode
 from services.runtime.postgres import unavailable_when_down
 
@@ -200,6 +200,20 @@ class Store:
             new.caller_id,
         )
         return Admission("existing" if same else "conflict", known["id"], known["created_at"])
+
+    async def find_same(
+        self, execution_id: UUID | None, caller: Caller, idempotency_key: str | None, request_hash: bytes
+    ) -> Execution | None:
+        """The run that the same request of the same caller made before, by its id or its key."""
+        async with unavailable_when_down():
+            record = await self._pool.fetchrow(
+                f"""SELECT {_EXECUTION_COLUMNS} FROM executor.executions
+                    WHERE caller_kind = $2 AND caller_id = $3 AND request_hash = $5
+                      AND (id = $1 OR (idempotency_key = $4 AND created_at >= now() - interval '24 hours'))
+                    ORDER BY id = $1 DESC LIMIT 1""",
+                execution_id, caller.kind, caller.id, idempotency_key, request_hash,
+            )  # fmt: skip
+        return None if record is None else _execution(record)
 
     async def claim(self, *, running_per_key: int, executor: str, lease_token: UUID) -> Execution | None:
         """Take one queued run whose key has a free slot."""
