@@ -135,7 +135,8 @@ def invalid_request(errors: Iterable[Mapping[str, Any]]) -> ServiceError:
         for item in islice(errors, 20)
     ]
     where = f"{fields[0].path}: " if fields[0].path else ""
-    return ServiceError(ErrorCode.INVALID, f"The request is not valid. {where}{fields[0].message}", fields=fields)
+    sentence = f"The request is not valid. {where}{fields[0].message.rstrip('.')}."
+    return ServiceError(ErrorCode.INVALID, sentence, fields=fields)
 
 
 def unknown_fields(sent: Any, read: Any, path: str = "") -> list[str]:
