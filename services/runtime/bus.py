@@ -111,7 +111,8 @@ def invalid_input(error: ValidationError) -> ServiceError:
     ]
     first = problems[0]
     where = f"{first.path}: " if first.path else ""
-    return ServiceError(ErrorCode.INVALID, f"The request is not valid. {where}{first.message}", fields=problems)
+    sentence = f"The request is not valid. {where}{first.message.rstrip('.')}."
+    return ServiceError(ErrorCode.INVALID, sentence, fields=problems)
 
 
 def encode(message: Any, rpc: Rpc[Any, Any] | None = None) -> bytes:
