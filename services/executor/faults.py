@@ -55,6 +55,8 @@ class Fault:
         return ServiceError(
             self.code,
             self.message,
+            # Out of credits for a moment is the one failure that passes although its code as such does not.
+            retryable=True if self.retry else None,
             retry_after_s=self.retry_after_s,
             scope=self.scope,
             action_url=self.action_url,
