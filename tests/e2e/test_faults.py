@@ -1,0 +1,171 @@
+"""Every way in which an upstream can fail, by the modes of the sandbox: the right status and code, plain and streamed, and a
+receipt that says what the failure cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+
+import pytest
+
+from deploy.local.stack import Stack
+from deploy.sandbox.modes import MODES
+from tests.e2e.client import KEY_PATH, Person, check_problem, connected, good, problem, signed_in, text_of
+
+SHORT = {"first_token_s": 1, "idle_s": 1, "total_s": 9}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a mode fails. `cost` is what its receipt says at once: nothing was charged, or it has to be looked up."""
+
+    status: int
+    code: str
+    retryable: bool = False
+    truncated: bool = False
+    attempts: int = 1
+    cost: str | None = "0"
+    action: bool = False
+
+
+FAILURES = {
+    "empty": Failure(502, "upstream", retryable=True, attempts=3, cost=None),
+    "oversize": Failure(502, "upstream", retryable=True, truncated=True, cost=None),
+    "error-in-200": Failure(502, "upstream", retryable=True, attempts=3),
+    "choices-null": Failure(502, "upstream", retryable=True, cost=None),
+    "error-first": Failure(502, "upstream", retryable=True, attempts=3),
+    "mid-stream-error": Failure(502, "upstream", retryable=True, truncated=True, cost=None),
+    "cut": Failure(502, "upstream", retryable=True, truncated=True, cost=None),
+    "cut-plain-end": Failure(502, "upstream", retryable=True, truncated=True, cost=None),
+    "garbage": Failure(502, "upstream", retryable=True, cost=None),
+    "garbage-frame": Failure(502, "upstream", retryable=True, truncated=True, cost=None),
+    "slow": Failure(504, "timeout", retryable=True, cost=None),
+    "silence": Failure(504, "timeout", retryable=True, cost=None),
+    "silence-no-headers": Failure(504, "timeout", retryable=True, cost=None),
+    "stall": Failure(504, "timeout", retryable=True, truncated=True, cost=None),
+    "drip": Failure(504, "timeout", retryable=True, cost=None),
+    "status-400": Failure(422, "invalid"),
+    "status-401": Failure(409, "key_rejected", action=True),
+    "status-402": Failure(409, "credits_exhausted", action=True),
+    "status-402-max-tokens": Failure(409, "credits_exhausted", action=True),
+    "status-402-in-flight": Failure(409, "credits_exhausted", retryable=True, attempts=3, action=True),
+    "status-403": Failure(409, "model_unavailable"),
+    "status-403-limit": Failure(409, "spend_limit", action=True),
+    "status-403-moderation": Failure(422, "moderated"),
+    "status-404": Failure(409, "model_unavailable"),
+    "status-408": Failure(504, "timeout", retryable=True, attempts=3),
+    "status-413": Failure(422, "invalid"),
+    "status-429": Failure(429, "rate_limited", retryable=True, attempts=3),
+    "status-429-platform": Failure(429, "rate_limited", retryable=True, attempts=3, action=True),
+    "status-429-upstream": Failure(429, "rate_limited", retryable=True, attempts=3),
+    "status-500": Failure(502, "upstream", retryable=True, attempts=2),
+    "status-502": Failure(502, "upstream", retryable=True, attempts=3),
+    "status-503": Failure(503, "unavailable", retryable=True, attempts=3),
+    "status-504": Failure(504, "timeout", retryable=True, attempts=3),
+    "status-524": Failure(504, "timeout", retryable=True, attempts=3),
+    "status-529": Failure(503, "unavailable", retryable=True, attempts=3),
+}
+FINISHES = {
+    "length": "length",
+    "content-filter": "content_filter",
+    "thinking-only": "length",
+    "tools": "tool_calls",
+    "tools-no-args": "tool_calls",
+}
+
+
+async def check_failure(stack: Stack, mode: str, wanted: Failure) -> None:
+    """One mode, plain and streamed at once, by a caller who is not the creator."""
+    async with connected(stack, "alice") as alice, connected(stack, "bob") as bob:
+        resource = await alice.publish(model=f"sandbox/{mode}", timeouts=SHORT)
+        plain, events = await asyncio.gather(bob.execute(resource["id"]), bob.stream(resource["id"]))
+        assert plain.status_code == wanted.status, (mode, plain.text)
+        body = plain.json()
+        assert events[-1].kind == "failed", (mode, events[-1])
+        for failed in (body, events[-1].data):
+            check_problem(failed, wanted.status, wanted.code)
+            assert failed["retryable"] == wanted.retryable, (mode, failed)
+            assert failed.get("truncated", False) == wanted.truncated, mode
+            assert ("action_url" in failed) == wanted.action, mode
+            await check_receipt(alice, failed["execution_id"], mode, wanted)
+            theirs = await bob.execution(failed["execution_id"])
+            assert (theirs["status"], theirs["cost"], theirs["receipt"]) == ("failed", {"price_usd": "0"}, None), mode
+        assert bool(text_of(events)) == wanted.truncated, mode
+        if wanted.status in {429, 503}:
+            assert int(plain.headers["retry-after"]) >= 1
+        shown = json.dumps([body, events[-1].data])
+        for leak in ("user_SANDBOX", "hello", "sk-or-", "Sandbox"):
+            assert leak not in shown, (mode, leak)
+
+
+async def check_receipt(creator: Person, execution_id: str, mode: str, wanted: Failure) -> None:
+    """What the failure cost, and how often it was tried."""
+    receipt = (await creator.execution(execution_id))["receipt"]
+    assert (receipt["status"], receipt["code"], receipt["truncated"]) == ("failed", wanted.code, wanted.truncated), mode
+    assert receipt["cost"]["price_usd"] == "0", mode
+    assert len(receipt["attempts"]) == wanted.attempts, (mode, receipt["attempts"])
+    assert {attempt["status"] for attempt in receipt["attempts"]} == {"failed"}, mode
+    if wanted.cost is not None:
+        assert (receipt["cost"]["model_usd"], receipt["cost"]["status"]) == (wanted.cost, "final"), (mode, receipt)
+
+
+async def test_every_failure_gets_its_code_when_executed(stack: Stack) -> None:
+    outcomes = await asyncio.gather(
+        *(check_failure(stack, mode, wanted) for mode, wanted in FAILURES.items()), return_exceptions=True
+    )
+    assert [outcome for outcome in outcomes if outcome is not None] == []
+
+
+async def check_success(stack: Stack, mode: str) -> None:
+    """One mode, plain and streamed: the same result, and the cost that the sandbox charged."""
+    async with connected(stack, "alice") as alice:
+        resource = await alice.create(model=f"sandbox/{mode}")
+        plain, events = await asyncio.gather(alice.result(resource["id"]), alice.stream(resource["id"]))
+        streamed = events[-1].data
+        # The sandbox counts prompt and answer alike for both, except that `flaky` refuses the first of two.
+        own = {"execution_id", "timing", "attempts"}
+        assert {k: v for k, v in plain.items() if k not in own} == {
+            k: v for k, v in streamed.items() if k not in own
+        }, mode
+        assert text_of(events) == plain["text"], mode
+        assert plain["finish_reason"] == FINISHES.get(mode, "stop"), mode
+        assert plain["truncated"] == (plain["finish_reason"] == "length"), mode
+        charged = [Decimal(call["cost"]) for call in await alice.upstream_calls() if call["cost"] is not None]
+        if mode != "byok":
+            assert [Decimal(result["cost"]["model_usd"]) for result in (plain, streamed)] == charged, mode
+
+
+async def test_every_other_answer_is_a_result_when_executed(stack: Stack) -> None:
+    lookups = {"no-usage", "half-json"}
+    modes = [mode for mode in MODES if mode not in FAILURES and mode not in lookups]
+    outcomes = await asyncio.gather(*(check_success(stack, mode) for mode in modes), return_exceptions=True)
+    assert [outcome for outcome in outcomes if outcome is not None] == []
+
+
+@pytest.mark.parametrize("mode", ["no-usage", "half-json"])
+async def test_cost_is_looked_up_when_the_end_of_the_answer_is_missing(stack: Stack, mode: str) -> None:
+    async with connected(stack, "alice") as alice:
+        resource = await alice.create(model=f"sandbox/{mode}")
+        result = await alice.result(resource["id"])
+        assert (result["status"], result["cost"]["status"]) == ("succeeded", "pending")
+        assert (result["cost"]["model_usd"], result["cost"]["price_usd"]) == (None, "0.01")
+
+
+async def test_affordable_answer_is_given_when_max_tokens_is_small_enough(stack: Stack) -> None:
+    async with connected(stack, "alice") as alice:
+        resource = await alice.create(model="sandbox/status-402-max-tokens", config={"max_tokens": 100})
+        assert (await alice.result(resource["id"]))["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("word", "code"), [("poor", "credits_exhausted"), ("limit", "spend_limit")], ids=["no-credits", "key-limit"]
+)
+async def test_creator_learns_what_to_do_when_the_key_cannot_pay(stack: Stack, word: str, code: str) -> None:
+    async with signed_in(stack, "alice") as alice:
+        # `GET /key` knows nothing of the account's balance, so such keys connect.
+        status = good(await alice.http.put(KEY_PATH, json={"api_key": f"sk-or-test-{word}-1234"}))
+        assert status["connected"]
+        refused = problem(await alice.execute((await alice.create())["id"]), 409, code)
+        assert refused["action_url"].startswith("https://openrouter.ai/")
