@@ -118,10 +118,10 @@ KEYS_VERIFY = Rpc[keys.OwnerRef, keys.KeyStatus](
     keys.OwnerRef,
     keys.KeyStatus,
     "keys",
-    ("gateway",),
+    ("gateway", "executor"),
     20,
     True,
-    "Ask upstream about the stored key now.",
+    "Ask upstream about the stored key now; an executor does when upstream refused it.",
 )
 KEYS_DISCONNECT = Rpc[keys.OwnerRef, keys.KeyStatus](
     "keys.disconnect", keys.OwnerRef, keys.KeyStatus, "keys", ("gateway",), 5, True, "Erase the owner's key."

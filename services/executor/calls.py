@@ -104,6 +104,7 @@ class Calls:
             except UpstreamFailed as failed:
                 fault = failed.fault
                 attempt.generation_id = attempt.generation_id or failed.generation_id
+                attempt.http_status = attempt.http_status or fault.upstream_status
             assert run.normaliser is not None
             delay_s = None
             if fault is not None and not run.normaliser.delivered and number < MAX_ATTEMPTS:

@@ -254,7 +254,7 @@ class Runner:
         status: EndStatus = run.stop_reason or ("succeeded" if fault is None else "failed")
         if status in ("canceled", "interrupted"):
             fault = None
-        if run.attempts:
+        if run.normaliser is not None:  # between two calls there is none to close
             self._calls.close(run, run.attempts[-1], answer, fault, status)
         error = self._error(run, status, fault)
         ended = self._ended_run(run, status, error, answer)
