@@ -39,6 +39,7 @@ log = structlog.get_logger()
 MAX_BODY_BYTES = 2 * 1024 * 1024
 _IDENTITY = "x402jobs.identity"
 _JSON = (b"content-type", b"application/json")
+_KEY_PREFIX = "sk-"
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -131,12 +132,17 @@ async def read_body(request: Request) -> bytes:
 def invalid_request(errors: Iterable[Mapping[str, Any]]) -> ServiceError:
     """Errors of FastAPI or pydantic as ours: every wrong field by path, nothing of what was sent."""
     fields = [
-        FieldProblem(path=".".join(str(part) for part in item["loc"] if part != "body"), message=item["msg"])
+        FieldProblem(path=_named(str(part) for part in item["loc"] if part != "body"), message=item["msg"])
         for item in islice(errors, 20)
     ]
     where = f"{fields[0].path}: " if fields[0].path else ""
     sentence = f"The request is not valid. {where}{fields[0].message.rstrip('.')}."
     return ServiceError(ErrorCode.INVALID, sentence, fields=fields)
+
+
+def _named(parts: Iterable[str]) -> str:
+    """The path of a field. Names are what somebody sent: a key pasted into the place of one must not come back."""
+    return ".".join("…" if _KEY_PREFIX in part else part for part in parts)[:100]
 
 
 def unknown_fields(sent: Any, read: Any, path: str = "") -> list[str]:
@@ -155,8 +161,7 @@ async def refuse_unknown_fields(request: Request, body: BaseModel) -> None:
     """Raises INVALID where the body holds fields that mean nothing here: a typo must not be dropped in silence."""
     strange = unknown_fields(await request.json(), body.model_dump(exclude_unset=True))[:20]
     if strange:
-        # A field's name was typed by whoever sent it, but a key pasted into the wrong place must not come back either.
-        fields = [FieldProblem(path=path[:100], message="There is no such field.") for path in strange]
+        fields = [FieldProblem(path=_named(path.split(".")), message="There is no such field.") for path in strange]
         raise ServiceError(
             ErrorCode.INVALID, "The request holds fields that do not exist here; errors names them.", fields=fields
         )
