@@ -7,16 +7,13 @@ import asyncio
 from datetime import timedelta
 
 import structlog
-from pydantic import TypeAdapter
 
-from contracts.catalog import Pricing
 from contracts.errors import ServiceError
-from contracts.execution import CostStatus, Receipt
-from services.executor.endings import messages_of, total_cost
+from contracts.execution import CostStatus
+from services.executor.endings import revision_of
 from services.executor.faults import UpstreamFailed
 from services.executor.leases import KeyLeases
 from services.executor.metrics import ExecutorMetrics
-from services.executor.pricing import cost_of
 from services.executor.store import PendingCost, Store
 from services.executor.upstream import Upstream
 
@@ -26,7 +23,6 @@ _EVERY_S = 0.5
 _FIRST_RETRY = timedelta(seconds=1)
 _MOST_LOOKUPS = 10  # 1 + 2 + 4 + … seconds: about 17 minutes in all
 _BATCH = 20
-_PRICING: TypeAdapter[Pricing] = TypeAdapter(Pricing)
 
 
 class PendingCosts:
@@ -59,41 +55,10 @@ class PendingCosts:
         if cost_usd is None and pending.lookups < _MOST_LOOKUPS:
             return
         status: CostStatus = "final" if cost_usd is not None else "unknown"
+        revision = await self._store.settle_attempt(pending.execution_id, pending.number, cost_usd, status, revision_of)
         if status == "unknown":
             self._metrics.cost_unknown.inc()
             log.error("cost_unknown", execution_id=str(pending.execution_id), attempt=pending.number)
-        settled = await self._store.settle_attempt(pending.execution_id, pending.number, cost_usd, status)
-        if settled is None:
-            return
-        row, attempts, body = settled
-        receipt = Receipt.model_validate(body)
-        by_number = {attempt.number: attempt for attempt in attempts}
-        known = [
-            attempt.model_copy(
-                update={
-                    "cost_usd": by_number[attempt.number].cost_usd,
-                    "cost_status": by_number[attempt.number].cost_status,
-                }
-            )
-            for attempt in receipt.attempts
-        ]
-        model_usd, cost_status = total_cost(known)
-        cost = cost_of(
-            _PRICING.validate_python(row.pricing),
-            receipt.status,
-            text_delivered=receipt.truncated,
-            model_usd=model_usd,
-            cost_status=cost_status,
-        )
-        revised = receipt.model_copy(update={"revision": receipt.revision + 1, "attempts": known, "cost": cost})
-        await self._store.revise(
-            row.id,
-            revised.revision,
-            revised.model_dump(mode="json"),
-            price_usd=cost.price_usd,
-            cost_usd=cost.model_usd,
-            cost_status=cost.status,
-            messages=messages_of(revised, None),
-        )
-        self._metrics.model_cost_usd.inc(float(model_usd or 0))
-        self._wake_outbox.set()
+        if revision is not None:
+            self._metrics.model_cost_usd.inc(float(revision.cost_usd or 0))
+            self._wake_outbox.set()

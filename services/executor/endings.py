@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Literal, cast
+from typing import Any, Literal, cast
 from uuid import UUID
 
 from pydantic import TypeAdapter
@@ -36,7 +36,7 @@ from contracts.subjects import AS_FINISHED, EXECUTION_FINISHED, as_publisher
 from services.executor.access import is_creator
 from services.executor.normalise import Answer, RawMedia
 from services.executor.pricing import cost_of
-from services.executor.store import AttemptRow, Ending, Execution, OutgoingMessage
+from services.executor.store import AttemptRow, Ending, Execution, OutgoingMessage, Revision
 from services.runtime.bus import encode
 from services.runtime.sealing import Locked
 
@@ -272,4 +272,37 @@ def ended_row(row: Execution, attempts: Sequence[AttemptRow], status: EndStatus,
         ),
         created_at=row.created_at,
         finished_at=now,
+    )
+
+
+def revision_of(row: Execution, attempts: Sequence[AttemptRow], latest: dict[str, Any]) -> Revision:
+    """The next revision of a receipt, with the costs of its attempts as they are known now."""
+    receipt = Receipt.model_validate(latest)
+    by_number = {attempt.number: attempt for attempt in attempts}
+    known = [
+        attempt.model_copy(
+            update={
+                "cost_usd": by_number[attempt.number].cost_usd,
+                "cost_status": by_number[attempt.number].cost_status,
+            }
+        )
+        for attempt in receipt.attempts
+    ]
+    model_usd, cost_status = total_cost(known)
+    cost = cost_of(
+        receipt.pricing,
+        receipt.status,
+        text_delivered=receipt.truncated,
+        model_usd=model_usd,
+        cost_status=cost_status,
+    )
+    revised = receipt.model_copy(update={"revision": receipt.revision + 1, "attempts": known, "cost": cost})
+    error = ErrorBody.model_validate(row.error) if row.error is not None else None
+    return Revision(
+        number=revised.revision,
+        receipt=revised.model_dump(mode="json"),
+        price_usd=cost.price_usd,
+        cost_usd=cost.model_usd,
+        cost_status=cost.status,
+        messages=messages_of(revised, error),
     )

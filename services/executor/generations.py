@@ -30,10 +30,11 @@ class GenerationNotes:
         """Background work: whatever has gathered during one write is the next one."""
         while True:
             await self._any.wait()
-            self._any.clear()
             batch = list(self._waiting.values())
-            if not batch:
-                continue
-            await self._store.note_generations(batch)
+            if batch:
+                await self._store.note_generations(batch)
             for _, _, generation_id in batch:
                 self.forget(generation_id)
+            # Only now: what could not be written is tried again.
+            if not self._waiting:
+                self._any.clear()

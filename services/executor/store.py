@@ -6,6 +6,7 @@ the lease token: of two that try, one wins and the other learns it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -122,6 +123,18 @@ class Ending:
     receipt: dict[str, Any]
     attempts: list[dict[str, Any]]
     media: list[str]
+    messages: list[OutgoingMessage]
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A further revision of a receipt, and what changes with it."""
+
+    number: int
+    receipt: dict[str, Any]
+    price_usd: Decimal | None
+    cost_usd: Decimal | None
+    cost_status: CostStatus
     messages: list[OutgoingMessage]
 
 
@@ -359,57 +372,46 @@ class Store:
         )
 
     async def settle_attempt(
-        self, execution_id: UUID, number: int, cost_usd: Decimal | None, cost_status: CostStatus
-    ) -> tuple[Execution, list[AttemptRow], dict[str, Any]] | None:
-        """Write one attempt's cost. Once no attempt of the run is pending: the run, its attempts and its latest receipt."""
-        async with self._pool.acquire() as connection, connection.transaction():
+        self,
+        execution_id: UUID,
+        number: int,
+        cost_usd: Decimal | None,
+        cost_status: CostStatus,
+        revise: Callable[[Execution, list[AttemptRow], dict[str, Any]], Revision],
+    ) -> Revision | None:
+        """Write one attempt's cost and, once no attempt of the run is pending, what `revise` makes of the run, its attempts
+        and its latest receipt: one transaction, since nobody would look at a settled attempt again. Answers the revision.
+        """
+        async with unavailable_when_down(), self._pool.acquire() as connection, connection.transaction():
             run = await connection.fetchrow(
                 f"SELECT {_EXECUTION_COLUMNS} FROM executor.executions WHERE id = $1 FOR UPDATE", execution_id
             )
-            await connection.execute(
+            ours = await connection.fetchval(
                 """UPDATE executor.attempts SET cost_usd = $3, cost_status = $4, next_lookup_at = NULL
-                   WHERE execution_id = $1 AND number = $2 AND cost_status = 'pending'""",
+                   WHERE execution_id = $1 AND number = $2 AND cost_status = 'pending' RETURNING true""",
                 execution_id, number, cost_usd, cost_status,
             )  # fmt: skip
             attempts = await self._attempts(connection, execution_id)
-            if any(attempt.cost_status == "pending" for attempt in attempts):
+            if not ours or any(attempt.cost_status == "pending" for attempt in attempts):
                 return None
-            receipt = await connection.fetchval(
+            latest = await connection.fetchval(
                 "SELECT body FROM executor.receipts WHERE execution_id = $1 ORDER BY revision DESC LIMIT 1",
                 execution_id,
             )
-        return _execution(run), attempts, receipt
-
-    async def revise(
-        self,
-        execution_id: UUID,
-        revision: int,
-        receipt: dict[str, Any],
-        *,
-        price_usd: Decimal | None,
-        cost_usd: Decimal | None,
-        cost_status: CostStatus,
-        messages: list[OutgoingMessage],
-    ) -> bool:
-        """Append a revision of the receipt; False when that revision exists already."""
-        async with self._pool.acquire() as connection, connection.transaction():
-            record = await connection.fetchrow(
-                """INSERT INTO executor.receipts (execution_id, revision, owner, body)
-                   SELECT $1, $2, owner, $3 FROM executor.executions WHERE id = $1
-                   ON CONFLICT DO NOTHING RETURNING revision""",
-                execution_id, revision, receipt,
+            revision = revise(_execution(run), attempts, latest)
+            await connection.execute(
+                "INSERT INTO executor.receipts (execution_id, revision, owner, body) VALUES ($1, $2, $3, $4)",
+                execution_id, revision.number, run["owner"], revision.receipt,
             )  # fmt: skip
-            if record is None:
-                return False
             await connection.execute(
                 "UPDATE executor.executions SET price_usd = $2, cost_usd = $3, cost_status = $4 WHERE id = $1",
-                execution_id, price_usd, cost_usd, cost_status,
+                execution_id, revision.price_usd, revision.cost_usd, revision.cost_status,
             )  # fmt: skip
             await connection.executemany(
                 "INSERT INTO executor.outbox (subject, message_id, payload) VALUES ($1, $2, $3)",
-                [(m.subject, m.message_id, m.payload) for m in messages],
+                [(m.subject, m.message_id, m.payload) for m in revision.messages],
             )
-        return True
+        return revision
 
     # Looking ----------------------------------------------------------------------------------------------------------
 

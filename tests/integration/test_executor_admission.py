@@ -1,0 +1,84 @@
+"""Room and time: who waits for a slot and who is refused, and what becomes of an output that need not be kept any longer."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from contracts.errors import ErrorCode
+from contracts.execution import ExecutionResult, PriceOnly
+from deploy.local.credentials import Credentials
+from deploy.local.nats import Nats
+from tests.integration.executor_parts import CENT, House, begin, eventually, executor_in, house_without_executor
+from tests.stack import Database
+
+
+@pytest_asyncio.fixture
+async def house(database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
+    """Everything but an executor: each test here starts one of its own."""
+    async with house_without_executor(database, nats_server, credentials) as house:
+        yield house
+
+
+# Room -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_caller_waits_for_a_slot_and_is_refused_in_the_end(house: House) -> None:
+    async with executor_in(house, running_per_key=1, slot_wait_s=0.4):
+        execution_id, running = begin(house, house.other.offer("sandbox/long"))
+        await house.until_frame(execution_id, "text")
+        began_s = time.monotonic()
+        execute = house.execute(house.other.offer("sandbox/echo"), idempotency_key="k")
+        error = await house.refused(house.ask(execute))
+        assert 0.4 <= time.monotonic() - began_s < 1.5
+        assert (error.code, error.body.scope, error.body.retryable) == (ErrorCode.OVERLOADED, "key", True)
+        assert error.body.retry_after_s
+        assert execute.execution_id is not None
+        assert await house.row(execute.execution_id) is None
+        await house.cancel(execution_id)
+        await running
+        assert isinstance(await house.ask(execute), ExecutionResult)
+
+
+async def test_caller_gets_the_slot_that_is_freed_while_waiting(house: House) -> None:
+    async with executor_in(house, running_per_key=1, slot_wait_s=5):
+        execution_id, running = begin(house, house.other.offer("sandbox/long"))
+        await house.until_frame(execution_id, "text")
+        waiting = asyncio.create_task(house.run(house.other.offer("sandbox/echo")))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await house.cancel(execution_id)
+        await running
+        result = await asyncio.wait_for(waiting, 1)
+        assert result.timing.queued_ms >= 250
+
+
+async def test_full_instance_refuses_at_once(house: House) -> None:
+    async with executor_in(house, max_running=1):
+        execution_id, running = begin(house, house.other.offer("sandbox/long"))
+        await house.until_frame(execution_id, "text")
+        began_s = time.monotonic()
+        error = await house.refused(house.run(house.other.offer("sandbox/echo")))
+        assert time.monotonic() - began_s < 0.5
+        assert (error.code, error.body.scope, error.body.retry_after_s) == (ErrorCode.OVERLOADED, "instance", 1)
+        await house.cancel(execution_id)
+        await running
+
+
+async def test_output_is_gone_when_its_time_has_come_and_the_rest_is_not(house: House) -> None:
+    resource = house.other.offer("sandbox/echo")
+    async with executor_in(house):
+        result = await house.run(resource, idempotency_key="k")
+    await house.database.execute("UPDATE executor.executions SET result_expires_at = now() - interval '1 second'")
+    async with executor_in(house):
+
+        async def expired() -> bool:
+            return (await house.view(result.execution_id)).output_expired
+
+        await eventually(expired)
+        view = await house.view(result.execution_id)
+        assert (view.status, view.result, view.cost) == ("succeeded", None, PriceOnly(price_usd=CENT.price_usd))
+        error = await house.refused(house.ask(house.execute(resource, idempotency_key="k")))
+        assert (error.code, error.body.execution_id) == (ErrorCode.CONFLICT, result.execution_id)
+        assert len(await house.calls()) == 1
