@@ -31,7 +31,7 @@ from services.gateway.problems import CLIENT_GONE, not_json, problem_response, t
 from services.gateway.recipients import Recipients
 from services.gateway.runs import ClientGoneError, Runs
 from services.gateway.stored_media import MediaStore
-from services.runtime.bus import Bus, encode
+from services.runtime.bus import Bus, encode, message_of
 from services.runtime.health import Health
 
 log = structlog.get_logger()
@@ -132,7 +132,7 @@ async def read_body(request: Request) -> bytes:
 def invalid_request(errors: Iterable[Mapping[str, Any]]) -> ServiceError:
     """Errors of FastAPI or pydantic as ours: every wrong field by path, nothing of what was sent."""
     fields = [
-        FieldProblem(path=_named(str(part) for part in item["loc"] if part != "body"), message=item["msg"])
+        FieldProblem(path=_named(str(part) for part in item["loc"] if part != "body"), message=message_of(item))
         for item in islice(errors, 20)
     ]
     where = f"{fields[0].path}: " if fields[0].path else ""
