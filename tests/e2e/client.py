@@ -213,7 +213,7 @@ def check_problem(body: dict[str, Any], status: int, code: str) -> None:
     assert (body["status"], body["code"]) == (status, code), body
     assert body["type"] == f"urn:x402jobs:problem:{code}"
     assert body["title"]
-    assert re.fullmatch(r"[A-Z`\"'].{14,}[.!]", body["detail"], re.DOTALL), body["detail"]
+    assert re.fullmatch(r"[A-Z`\"'].{14,}[.!)]", body["detail"], re.DOTALL), body["detail"]
     assert isinstance(body["retryable"], bool)
 
 
