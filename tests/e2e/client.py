@@ -16,15 +16,23 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import asyncpg
 import httpx
 
-from deploy.local.stack import Stack
+from deploy.local.stack import DATABASE, Stack
 from deploy.sandbox.ledger import hash_key
 
 Found = TypeVar("Found")
 
 TIMEOUT_S = 30
 KEY_PATH = "/api/integrations/openrouter"
+MARK = "zq-mark-7741"
+_TABLES = (
+    "catalog.x402_resources",
+    "catalog.x402_resource_versions",
+    "executor.executions",
+    "keys.user_openrouter_integrations",
+)
 SANDBOX_PRICES = {"prompt": "0.0000001", "completion": "0.0000004"}
 """USD per token of every `sandbox/…` and `recorded/…` model."""
 
@@ -277,3 +285,31 @@ async def until(look: Callable[[], Awaitable[Found | None]], timeout_s: float = 
             return found
         assert time.monotonic() < deadline, f"not within {timeout_s} s"
         await asyncio.sleep(0.02)
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def nothing_written(stack: Stack) -> AsyncIterator[None]:
+    """No row appears or disappears, and the upstream hears nothing, while the block runs."""
+
+    async def everything() -> tuple[list[int], int, int]:
+        connection = await asyncpg.connect(stack.postgres.dsn(DATABASE))
+        try:
+            counts = [await connection.fetchval(f"SELECT count(*) FROM {table}") for table in _TABLES]
+        finally:
+            await connection.close()
+        counted = await ledger(stack)
+        return counts, len(counted["calls"]), len(counted["refused"])
+
+    before = await everything()
+    yield
+    assert await everything() == before
+
+
+def leaks_nothing(answer: httpx.Response) -> None:
+    """The mark is nowhere in the answer, and neither is a trace of how we are built."""
+    shown = f"{answer.headers} {answer.text}".lower()
+    for word in (MARK, "traceback", "asyncpg", "pydantic", "postgres", "nats", "select ", "/services/"):
+        assert word not in shown, answer.text

@@ -6,50 +6,28 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import httpx
 import jwt
-import nats
 import pytest
 import pytest_asyncio
 
-from contracts.errors import ErrorBody, ErrorCode
-from contracts.permissions import inbox_prefix
-from contracts.subjects import ERROR_CODE_HEADER, KEYS_STATUS, RPCS, Rpc
-from deploy.local.stack import DATABASE, Stack
+from deploy.local.stack import Stack
 from deploy.local.tokens import AUDIENCE, ISSUER
-from tests.e2e.client import KEY_PATH, Person, connected, draft, ledger, problem, signed_in
-
-MARK = "zq-mark-7741"
-TABLES = (
-    "catalog.x402_resources",
-    "catalog.x402_resource_versions",
-    "executor.executions",
-    "keys.user_openrouter_integrations",
+from tests.e2e.client import (
+    KEY_PATH,
+    MARK,
+    Person,
+    connected,
+    draft,
+    leaks_nothing,
+    nothing_written,
+    problem,
+    signed_in,
 )
-
-
-@asynccontextmanager
-async def nothing_written(stack: Stack) -> AsyncIterator[None]:
-    """No row appears or disappears, and the upstream hears nothing, while the block runs."""
-
-    async def everything() -> tuple[list[int], int, int]:
-        connection = await asyncpg.connect(stack.postgres.dsn(DATABASE))
-        try:
-            counts = [await connection.fetchval(f"SELECT count(*) FROM {table}") for table in TABLES]
-        finally:
-            await connection.close()
-        counted = await ledger(stack)
-        return counts, len(counted["calls"]), len(counted["refused"])
-
-    before = await everything()
-    yield
-    assert await everything() == before
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -64,13 +42,6 @@ async def bob(stack: Stack) -> AsyncIterator[Person]:
     """Somebody else, without a key."""
     async with signed_in(stack, "bob") as person:
         yield person
-
-
-def leaks_nothing(answer: httpx.Response) -> None:
-    """The mark is nowhere in the answer, and neither is a trace of how we are built."""
-    shown = f"{answer.headers} {answer.text}".lower()
-    for word in (MARK, "traceback", "asyncpg", "pydantic", "postgres", "nats", "select ", "/services/"):
-        assert word not in shown, answer.text
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------
@@ -221,123 +192,6 @@ async def test_ids_that_lead_nowhere_are_not_found_when_used(stack: Stack, alice
             assert answer.status_code in {404, 422}, (ref, answer.text)
             problem(answer, answer.status_code, "not_found" if answer.status_code == 404 else "invalid")
             leaks_nothing(answer)
-
-
-# Drafts ---------------------------------------------------------------------------------------------------------------
-
-
-def text_input(**changes: Any) -> dict[str, Any]:
-    """One declared input."""
-    return {"name": "text", "type": "text", **changes}
-
-
-BAD_DRAFTS: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown model": (draft(f"{MARK}/nothing"), "openrouter_config.model_id"),
-    "batch model": (draft("openai/gpt-4o-mini:batch"), "openrouter_config.model_id"),
-    "speech model": (draft("hexgrad/kokoro-82m"), "openrouter_config.model_id"),
-    "video model": (draft("google/veo-3.1"), "openrouter_config.model_id"),
-    "image-only model": (draft("black-forest-labs/flux.2-klein-4b"), "openrouter_config.model_id"),
-    "embeddings model": (draft("liquid/lfm-2.5-embedding-350m:free"), "openrouter_config.model_id"),
-    "unknown fallback": (draft(config={"fallback_models": [f"{MARK}/x"]}), "openrouter_config.fallback_models.0"),
-    "picture from a text model": (
-        draft("openai/gpt-4o-mini", config={"modalities": ["image"]}),
-        "openrouter_config.modalities",
-    ),
-    "more tokens than it writes": (
-        draft("openai/gpt-4o-mini", config={"max_tokens": 9_000_000}),
-        "openrouter_config.max_tokens",
-    ),
-    "undeclared variable": (
-        draft(config={"prompt_template": "{{text}} {{other}}"}),
-        "openrouter_config.prompt_template",
-    ),
-    "undeclared in system": (draft(config={"system_prompt": "{{other}}"}), "openrouter_config.system_prompt"),
-    "unused input": (draft(inputs=[text_input(), text_input(name="spare")]), "inputs.1.name"),
-    "input twice": (draft(inputs=[text_input(), text_input()]), "inputs.1.name"),
-    "input with a bad name": (draft(inputs=[text_input(name=f"{MARK}!")]), "inputs.0.name"),
-    "choice without choices": (draft(inputs=[text_input(type="choice")]), "inputs.0.choices"),
-    "wrong default": (draft(inputs=[text_input(type="number", default=MARK)]), "inputs.0.default"),
-    "price as a number": (draft(pricing={"mode": "fixed", "price_usd": 0.01}), "pricing.fixed.price_usd"),
-    "negative price": (draft(pricing={"mode": "fixed", "price_usd": "-1"}), "pricing.fixed.price_usd"),
-    "price that is none": (draft(pricing={"mode": "fixed", "price_usd": MARK}), "pricing.fixed.price_usd"),
-    "infinite price": (draft(pricing={"mode": "fixed", "price_usd": "Infinity"}), "pricing.fixed.price_usd"),
-    "price of a billion": (draft(pricing={"mode": "fixed", "price_usd": "1e9"}), "pricing.fixed.price_usd"),
-    "cost plus without a cap": (
-        draft(pricing={"mode": "cost_plus", "markup_percent": "10"}),
-        "pricing.cost_plus.max_usd",
-    ),
-    "cap below the minimum": (
-        draft(pricing={"mode": "cost_plus", "markup_percent": "1", "min_usd": "2", "max_usd": "1"}),
-        "pricing.cost_plus",
-    ),
-    "unknown pricing": (draft(pricing={"mode": MARK}), "pricing"),
-    "other type": (draft(resource_type=MARK), "resource_type"),
-    "bad slug": (draft(slug=f"{MARK} /../"), "slug"),
-    "no name": (draft(name=""), "name"),
-    "nul character": (draft(name=f"{MARK}\0"), "name"),
-    "nul in the prompt": (
-        draft(config={"prompt_template": f"{MARK}\0{{{{text}}}}"}),
-        "openrouter_config.prompt_template",
-    ),
-    "nul in a parameter": (draft(config={"parameters": {"stop": f"{MARK}\0"}}), "openrouter_config.parameters.stop"),
-    "parameter that is ours": (draft(config={"parameters": {"model": MARK}}), "openrouter_config.parameters.model"),
-    "messages as parameter": (
-        draft(config={"parameters": {"messages": [MARK]}}),
-        "openrouter_config.parameters.messages",
-    ),
-    "temperature": (draft(config={"temperature": 3}), "openrouter_config.temperature"),
-    "prompt of megabytes": (draft(config={"prompt_template": "x" * 200_000}), "openrouter_config.prompt_template"),
-    "misspelt field": (draft(pricng=MARK), "pricng"),
-    "misspelt inner field": (draft(config={"max_token": 5}), "openrouter_config.max_token"),
-    "timeout of an hour": (draft(timeouts={"total_s": 3600}), "timeouts.total_s"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_DRAFTS)
-async def test_bad_draft_is_refused_when_created_or_previewed(stack: Stack, alice: Person, name: str) -> None:
-    body, path = BAD_DRAFTS[name]
-    async with nothing_written(stack):
-        created = await alice.http.post("/api/resources", json=body)
-        previewed = await alice.http.post("/api/resources/preview", json={**body, "input": {"text": MARK}})
-        streamed = await alice.http.post(
-            "/api/resources/preview", json={**body, "input": {"text": MARK}, "stream": True}
-        )
-    for answer in (created, previewed, streamed):
-        refused = problem(answer, 422, "invalid")
-        assert path in [error["path"] for error in refused["errors"]], refused
-        assert all(len(error["message"]) > 10 for error in refused["errors"])
-        leaks_nothing(answer)
-
-
-async def test_bad_edit_changes_nothing_when_sent(stack: Stack, alice: Person) -> None:
-    resource = await alice.create()
-    path = f"/api/resources/{resource['id']}"
-    async with nothing_written(stack):
-        edits: list[dict[str, Any]] = [
-            {},
-            {"expected_version": 1},
-            {"slug": f"{MARK} !"},
-            {"openrouter_config": {"model_id": "openai/gpt-4o-mini:batch", "prompt_template": "{{text}}"}},
-            {"openrouter_config": {"model_id": "sandbox/echo", "prompt_template": "{{other}}"}},
-            {"inputs": []},
-            {"owner": MARK},
-            {"id": str(uuid4())},
-            {"status": "published"},
-        ]
-        for body in edits:
-            answer = await alice.http.patch(path, json=body)
-            problem(answer, 422, "invalid")
-            leaks_nothing(answer)
-    assert await alice.get(path) == resource
-
-
-async def test_slug_is_refused_when_another_resource_of_mine_has_it(stack: Stack, alice: Person) -> None:
-    resource = await alice.create()
-    other = await alice.create()
-    async with nothing_written(stack):
-        problem(await alice.http.post("/api/resources", json=draft(slug=resource["slug"])), 409, "conflict")
-        renamed = await alice.http.patch(f"/api/resources/{other['id']}", json={"slug": resource["slug"]})
-        problem(renamed, 409, "conflict")
 
 
 # Inputs of a run ------------------------------------------------------------------------------------------------------
@@ -539,55 +393,3 @@ async def test_run_needs_a_key_when_none_is_connected(stack: Stack, bob: Person)
             refused = problem(answer, 409, "key_missing")
             assert "connect" in refused["detail"].lower()
             leaks_nothing(answer)
-
-
-# The bus --------------------------------------------------------------------------------------------------------------
-
-GARBAGE = (
-    b"",
-    b"not json",
-    b"\xff\xfe\x00",
-    b"[]",
-    b"null",
-    b"5",
-    b'{"zq-mark-7741": {}}',
-    b'{"owner": 7}',
-    b"[" * 100_000,
-)
-
-
-def caller_of(rpc: Rpc[Any, Any]) -> str:
-    """A user of the bus that may ask this."""
-    return next(user for user in ("gateway", "executor", "demo") if user in rpc.callers or user == "demo")
-
-
-async def test_subscriber_answers_with_a_typed_error_when_the_message_is_malformed(stack: Stack) -> None:
-    connections = {
-        user: await nats.connect(
-            stack.nats.url,
-            user=user,
-            password=stack.credentials.nats_password(user),
-            inbox_prefix=inbox_prefix(user).encode(),
-        )
-        for user in ("gateway", "executor", "demo")
-    }
-    try:
-        async with nothing_written(stack):
-            for rpc in RPCS:
-                user = caller_of(rpc)
-                for payload in GARBAGE:
-                    reply = await connections[user].request(rpc.subject.replace("*", "demo"), payload, timeout=5)
-                    code = (reply.headers or {}).get(ERROR_CODE_HEADER)
-                    if code is None:
-                        # An empty request, and lists whose every field has a default, take any object.
-                        assert payload.startswith(b"{")
-                        assert not rpc.request.model_json_schema().get("required"), rpc.name
-                        continue
-                    body = ErrorBody.model_validate_json(reply.data)
-                    assert body.code is ErrorCode.INVALID, (rpc.name, payload, body)
-                    assert MARK not in reply.data.decode()
-        status = await connections["gateway"].request(KEYS_STATUS.subject, b'{"owner": "nobody"}', timeout=5)
-        assert json.loads(status.data)["connected"] is False
-    finally:
-        for connection in connections.values():
-            await connection.close()
