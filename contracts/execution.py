@@ -190,10 +190,10 @@ class ExecutionResult(Contract):
 
 
 class ExecutionAccepted(Contract):
-    """The run exists and goes on; follow its events or ask for it by id."""
+    """The run exists; follow its events or ask for it by id. A repeated request may find it ended already."""
 
     execution_id: UUID
-    status: Literal["queued", "running"]
+    status: ExecutionStatus
 
 
 RunReply = ExecutionResult | ExecutionAccepted

@@ -73,7 +73,7 @@ class Jobs:
             earlier = await self._runner.find_same(execute)
             if earlier is None:
                 raise
-            return ExecutionAccepted(execution_id=earlier.id, status="queued")
+            return ExecutionAccepted(execution_id=earlier.id, status=earlier.status)
         locked = self._results.lock_job(prepared.id, execute, prepared.resource)
         admission = await self._store.enqueue(
             prepared.as_row(), mode=prepared.lease.mode, job=locked.blob, job_key_id=locked.key_id
@@ -81,7 +81,8 @@ class Jobs:
         if admission.outcome == "conflict":
             raise conflicting_request()
         self.wake.set()
-        return ExecutionAccepted(execution_id=admission.execution_id, status="queued")
+        earlier = await self._store.get(admission.execution_id) if admission.outcome == "existing" else None
+        return ExecutionAccepted(execution_id=admission.execution_id, status=earlier.status if earlier else "queued")
 
     async def take_in(self) -> None:
         """Background work: empty the inbox into rows."""
