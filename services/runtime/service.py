@@ -39,6 +39,11 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        # It leaves with SystemExit when it cannot listen, after it has logged why: that would end the event loop on the spot.
+        with contextlib.suppress(SystemExit):
+            await super().serve(sockets)
+
 
 class Service:
     """One instance of one service, wired by its `build`."""
@@ -117,7 +122,6 @@ class Service:
         task = asyncio.create_task(server.serve())
         while not server.started:
             if task.done():
-                # uvicorn leaves with SystemExit when it cannot listen, after it has logged why.
                 raise OSError(f"cannot listen on {host}:{port}; is the port in use?")
             await asyncio.sleep(0.01)
         bound = server.servers[0].sockets[0].getsockname()[1]
