@@ -57,6 +57,7 @@ Handler = Callable[[Q], Awaitable[R]]
 
 # A callee gets this much less than its caller has left, so that its own timeout can still be reported by name.
 _MARGIN_S = 0.05
+_DEADLINE_DIGITS = 12
 _MAX_CONCURRENT_HANDLERS = 2_000  # Far above any admission limit: refuse, never queue in the bus.
 _UNSPOKEN = ErrorBody(code=ErrorCode.INTERNAL, message="The other side failed without saying how.")
 
@@ -419,7 +420,8 @@ class Bus:
 
 
 def _timeout_of(header: str | None) -> float | None:
-    """Seconds out of the deadline header; a header that is no number of milliseconds is ignored."""
-    if header is None or not header.isdecimal():
+    """Seconds out of the deadline header; a header that is no sensible number of milliseconds is ignored."""
+    # Python refuses to read thousands of digits, and to make a float of hundreds.
+    if header is None or not header.isdecimal() or len(header) > _DEADLINE_DIGITS:
         return None
     return int(header) / 1000
