@@ -69,7 +69,7 @@ async def house(whole_house: House, executor: Service) -> House:
 
 async def enqueue(house: House, execute: Execute) -> UUID:
     accepted = await house.gateway.call(EXECUTION_ENQUEUE, execute)
-    assert accepted.status == "queued"
+    assert accepted.status in ("queued", "running", "succeeded")  # a repeated one may be under way
     return accepted.execution_id
 
 
