@@ -5,6 +5,7 @@ from __future__ import annotations
 from contracts.catalog import ResolvedResource
 from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import Caller, ExecuteRequest
+from contracts.money import plain
 from services.executor.pricing import highest_price
 
 
@@ -32,5 +33,6 @@ def check_run(resource: ResolvedResource, caller: Caller, request: ExecuteReques
         )
     if request.max_price_usd is not None and (most := highest_price(resource.pricing)) > request.max_price_usd:
         raise ServiceError(
-            ErrorCode.CONFLICT, f"A run may cost up to {most} USD, more than your max_price_usd; raise it to go on."
+            ErrorCode.CONFLICT,
+            f"A run may cost up to {plain(most)} USD, more than your max_price_usd; raise it to go on.",
         )
