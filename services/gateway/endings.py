@@ -11,8 +11,8 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
-from contracts.execution import ExecutionResult, ExecutionView, Snapshot
-from services.gateway.sequence import Step
+from contracts.execution import ExecutionResult, ExecutionView
+from services.gateway.sequence import Step, snapshot_before
 
 
 def with_run(body: ErrorBody, execution_id: UUID) -> ErrorBody:
@@ -66,20 +66,12 @@ def failed_step(body: ErrorBody, execution_id: UUID, seq: int) -> Step:
 def last_steps(view: ExecutionView, shown: int, *, whole: bool) -> list[Step]:
     """The end of a run whose frames are lost, for a view that has shown frame number `shown`.
 
-    `whole` puts a snapshot in front, for a view that has not seen the run from its beginning.
+    A snapshot stands in front where frames are missing in between, and always for a `whole` view, which has not seen the
+    run from its beginning.
     """
     if view.result is None:
         return [failed_step(error_of(view), view.execution_id, max(view.last_seq or 0, shown + 1))]
-    seq = max(view.last_seq or 0, shown + 2 if whole else shown + 1)
-    last = Step(seq, "completed", _plain(view.result))
-    if not whole:
-        return [last]
-    result = view.result
-    snapshot = Snapshot(
-        execution_id=view.execution_id, text=result.text, reasoning=result.reasoning or "", outputs=result.outputs
+    last = Step(
+        max(view.last_seq or 0, shown + 2 if whole else shown + 1), "completed", view.result.model_dump(mode="json")
     )
-    return [Step(seq - 1, "snapshot", _plain(snapshot)), last]
-
-
-def _plain(message: ExecutionResult | Snapshot) -> dict[str, Any]:
-    return message.model_dump(mode="json")
+    return [snapshot_before(last), last] if last.seq > shown + 1 else [last]

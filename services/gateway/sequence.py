@@ -1,8 +1,8 @@
 """The order of frames, decided without I/O: what a view may show next, and when it has lost something.
 
 Frames of a run are numbered from 1 without gaps. After a gap nothing is shown until either the missing frames come (a
-stored replay), or a snapshot that covers them, or the end, which carries the whole result. A snapshot without a gap
-repeats what the view already has, so it is passed over; its number counts.
+stored replay), or a snapshot that covers them, or the end; where that comes first, the result that it carries is shown
+as a snapshot before it. So whoever puts together what is shown has all of it, and numbers jump to a snapshot alone.
 """
 
 from __future__ import annotations
@@ -41,6 +41,18 @@ def read_step(payload: bytes) -> Step | None:
     return Step(seq, kind, data) if isinstance(data, dict) else None
 
 
+def snapshot_before(completed: Step) -> Step:
+    """All output of a run, for a view that has missed some, out of the step that completes it."""
+    result = completed.data
+    data = {
+        "execution_id": result.get("execution_id"),
+        "text": result.get("text") or "",
+        "reasoning": result.get("reasoning") or "",
+        "outputs": result.get("outputs") or [],
+    }
+    return Step(completed.seq - 1, "snapshot", data)
+
+
 class Sequence:
     """What one view has shown. `last` is the number of its latest frame, `broken` says that frames are missing after it."""
 
@@ -51,27 +63,24 @@ class Sequence:
 
     def take(self, steps: Iterable[Step]) -> list[Step]:
         """The steps to show now, in order."""
-        return [step for step in steps if self._shows(step)]
+        return [shown for step in steps for shown in self._shown(step)]
 
     def restart(self) -> None:
         """The source begins again behind `last`: what was missing may come now."""
         self.broken = False
 
-    def _shows(self, step: Step) -> bool:
+    def _shown(self, step: Step) -> list[Step]:
         if self.ended:
-            return False
+            return []
         if step.is_last:
+            missing = self.last + 1 < step.seq
             self.ended = True
             self.last = max(self.last, step.seq)
-            return True
+            return [snapshot_before(step), step] if missing and step.kind == "completed" else [step]
         if step.seq <= self.last:
-            return False
-        follows = step.seq == self.last + 1 and not self.broken
-        if step.kind == "snapshot":
-            self.last, self.broken = step.seq, False
-            return not follows
-        if not follows:
+            return []
+        if step.kind != "snapshot" and (step.seq != self.last + 1 or self.broken):
             self.broken = True
-            return False
-        self.last = step.seq
-        return True
+            return []
+        self.last, self.broken = step.seq, False
+        return [step]

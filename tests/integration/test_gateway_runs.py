@@ -367,8 +367,8 @@ async def test_last_frame_that_never_comes_is_built_from_the_stored_result(
     async with executor(forget_the_end):
         response = await client.post("/api/execute", json=STREAMED)
     events = events_of(response.text)
-    assert [(event.seq, event.kind) for event in events] == [(1, "started"), (7, "completed")]
-    assert events[1].data["text"] == "stored"
+    assert [(event.seq, event.kind) for event in events] == [(1, "started"), (6, "snapshot"), (7, "completed")]
+    assert events[1].data["text"] == events[2].data["text"] == "stored"
 
 
 async def test_error_reply_ends_a_stream_whose_last_frame_never_comes(
@@ -452,7 +452,7 @@ async def test_snapshot_covers_frames_that_are_gone_for_good(client: httpx.Async
     ]
 
 
-async def test_snapshot_without_loss_is_silent(client: httpx.AsyncClient, executor: Executor) -> None:
+async def test_snapshot_without_loss_is_passed_on(client: httpx.AsyncClient, executor: Executor) -> None:
     async def repeat(other: ScriptedExecutor, request: Execute) -> RunReply:
         run = id_of(request)
         await other.started(run)
@@ -463,7 +463,9 @@ async def test_snapshot_without_loss_is_silent(client: httpx.AsyncClient, execut
 
     async with executor(repeat):
         response = await client.post("/api/execute", json=STREAMED)
-    assert [event.kind for event in events_of(response.text)] == ["started", "text", "completed"]
+    events = events_of(response.text)
+    assert [event.kind for event in events] == ["started", "snapshot", "text", "completed"]
+    assert [event.seq for event in events] == [1, 2, 3, 4]
 
 
 async def test_headers_wait_for_the_first_frame_and_frames_leave_at_once(
@@ -643,8 +645,8 @@ async def test_killed_bus_still_gives_the_caller_an_end(own_nats: Nats, credenti
             response = await pending
     if stream:
         events = events_of(response.text)
-        assert [event.kind for event in events] == ["started", "completed"]
-        assert events[1].data["text"] == "survived"
+        assert [event.kind for event in events] == ["started", "snapshot", "completed"]
+        assert events[1].data["text"] == events[2].data["text"] == "survived"
     else:
         assert (response.status_code, response.json()["text"]) == (200, "survived")
 

@@ -120,9 +120,9 @@ def test_snapshot_across_a_gap_covers_everything_before() -> None:
     assert shown(Sequence(after=2), step(9, "snapshot"), step(10)) == [9, 10]
 
 
-def test_snapshot_without_a_gap_is_silent_and_counts() -> None:
+def test_snapshot_without_a_gap_is_shown_like_any_other_frame() -> None:
     sequence = Sequence()
-    assert shown(sequence, step(1), step(2, "snapshot"), step(3)) == [1, 3]
+    assert shown(sequence, step(1), step(2, "snapshot"), step(3)) == [1, 2, 3]
 
 
 def test_replay_after_a_gap_shows_what_was_missing() -> None:
@@ -132,11 +132,20 @@ def test_replay_after_a_gap_shows_what_was_missing() -> None:
     assert shown(sequence, step(1), step(2), step(3), step(4)) == [2, 3, 4]
 
 
-@pytest.mark.parametrize("kind", ["completed", "failed"])
-def test_last_frame_is_shown_in_spite_of_a_gap_and_only_once(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "numbers"), [("completed", [8, 9]), ("failed", [9])])
+def test_last_frame_is_shown_in_spite_of_a_gap_and_only_once(kind: str, numbers: list[int]) -> None:
     sequence = Sequence(after=1)
-    assert shown(sequence, step(5), step(9, kind), step(10), step(9, kind)) == [9]
+    assert shown(sequence, step(5), step(9, kind), step(10), step(9, kind)) == numbers
     assert sequence.ended
+
+
+def test_what_a_gap_has_swallowed_stands_in_a_snapshot_before_the_end() -> None:
+    completed = Step(9, "completed", {"execution_id": "x", "text": "Rain", "reasoning": None, "outputs": [], "more": 1})
+    snapshot, last = Sequence(after=7).take([completed])
+    assert (snapshot.seq, snapshot.kind) == (8, "snapshot")
+    assert snapshot.data == {"execution_id": "x", "text": "Rain", "reasoning": "", "outputs": []}
+    assert last is completed
+    assert Sequence(after=8).take([completed]) == [completed]
 
 
 def test_last_frame_is_shown_even_where_the_client_claims_to_have_more() -> None:
@@ -170,10 +179,16 @@ def ended(**changes: object) -> ExecutionView:
 
 
 def test_lost_end_is_the_stored_result() -> None:
-    steps = last_steps(ended(last_seq=9), 3, whole=False)
+    steps = last_steps(ended(last_seq=9), 8, whole=False)
     assert [(each.seq, each.kind) for each in steps] == [(9, "completed")]
     assert steps[0].data["text"] == "Rain on the tin roof"
     assert steps[0].data["cost"] == {"price_usd": "0.01"}
+
+
+def test_lost_end_with_lost_frames_before_it_is_a_snapshot_and_the_stored_result() -> None:
+    steps = last_steps(ended(last_seq=9), 3, whole=False)
+    assert [(each.seq, each.kind) for each in steps] == [(8, "snapshot"), (9, "completed")]
+    assert steps[0].data["text"] == steps[1].data["text"] == "Rain on the tin roof"
 
 
 def test_whole_view_gets_a_snapshot_in_front() -> None:
