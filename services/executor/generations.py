@@ -11,6 +11,8 @@ from uuid import UUID
 
 from services.executor.store import Store
 
+_SHORT_CALL_S = 0.01
+
 
 class GenerationNotes:
     def __init__(self, store: Store) -> None:
@@ -30,6 +32,8 @@ class GenerationNotes:
         """Background work: whatever has gathered during one write is the next one."""
         while True:
             await self._any.wait()
+            # A call this short has committed its id with its receipt already.
+            await asyncio.sleep(_SHORT_CALL_S)
             batch = list(self._waiting.values())
             if batch:
                 await self._store.note_generations(batch)

@@ -16,6 +16,7 @@ log = structlog.get_logger()
 
 _BATCH = 200
 _LOOK_AGAIN_S = 1.0
+_GATHER_S = 0.05  # nobody waits for these: what is committed meanwhile goes out in the same round
 
 
 class Outbox:
@@ -30,11 +31,13 @@ class Outbox:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _LOOK_AGAIN_S)
+            await asyncio.sleep(_GATHER_S)
             self._wake.clear()
             await self.flush()
 
     async def flush(self) -> None:
         """Send all there is. What the stream does not acknowledge stays for the next time."""
+        left = 0
         while batch := await self._store.outgoing(_BATCH):
             results = await asyncio.gather(*(self._send(message) for _, message in batch), return_exceptions=True)
             sent = [
@@ -46,8 +49,11 @@ class Outbox:
                 await self._store.sent(sent)
             if len(sent) < len(batch):
                 log.warning("outbox_not_acknowledged", messages=len(batch) - len(sent))
+                left = await self._store.outbox_size()
                 break
-        self._metrics.outbox_pending.set(await self._store.outbox_size())
+            if len(batch) < _BATCH:
+                break
+        self._metrics.outbox_pending.set(left)
 
     async def _send(self, message: OutgoingMessage) -> None:
         await self._bus.js.publish(

@@ -141,6 +141,9 @@ def error_headers(body: ErrorBody) -> dict[str, str]:
 class Bus:
     """One connection of one service instance."""
 
+    js: JetStreamContext
+    """From the start on."""
+
     def __init__(
         self, *, service: str, instance: str, url: str, user: str, password: str, registry: CollectorRegistry
     ) -> None:
@@ -185,10 +188,6 @@ class Bus:
         return self.broker.connection
 
     @property
-    def js(self) -> JetStreamContext:
-        return self.nc.jetstream(timeout=5)
-
-    @property
     def connected(self) -> bool:
         connection = self.broker._connection  # noqa: SLF001 - FastStream offers no question that does not raise
         return connection is not None and connection.is_connected
@@ -223,6 +222,7 @@ class Bus:
     async def start(self) -> None:
         """Connect and subscribe; on return the server has seen every subscription."""
         await self.broker.start()
+        self.js = self.nc.jetstream(timeout=5)
         for subject, queue, callback in self._raw:
             self._raw_subscriptions.append(await self.nc.subscribe(subject, queue=queue, cb=callback))
         # The first ping may overtake subscriptions that still wait in the client's buffer; the second one cannot.
