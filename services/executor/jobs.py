@@ -33,7 +33,8 @@ log = structlog.get_logger()
 _CONSUMER = "executor"
 _FETCH = 20
 _LOOK_AGAIN_S = 1.0
-_TRANSIENT = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT, ErrorCode.INTERNAL})
+_AWAY = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT})
+_TRANSIENT = _AWAY | {ErrorCode.INTERNAL}
 _REDELIVER_AFTER_S = 2.0
 _MOST_DELIVERIES = 20
 _JOB_IDS = UUID("7c0d6c1e-9d0e-5c3b-8f53-8e2b6f0f4a11")
@@ -141,26 +142,36 @@ class Jobs:
                 await asyncio.wait_for(self.wake.wait(), _LOOK_AGAIN_S)
             self.wake.clear()
             while not self._health.stopping and self._runner.has_room() and (row := await self._claim()) is not None:
-                await self._begin(row)
+                if not await self._begin(row):
+                    break
 
     async def _claim(self) -> Execution | None:
         return await self._store.claim(
             running_per_key=self._running_per_key, executor=self._bus.instance, lease_token=uuid4()
         )
 
-    async def _begin(self, row: Execution) -> None:
-        """Start a claimed run, or end it where it cannot start any more (the key is gone, say)."""
+    async def _begin(self, row: Execution) -> bool:
+        """Start a claimed run, or end it where it cannot start any more (the key is gone, say).
+
+        False when nothing can start for the moment: an accepted run waits in the queue for a part that is restarting.
+        """
         assert row.lease_token is not None
         execute, resource = self._results.open_job(row)
         try:
             prepared = replace(await self._preparation.resume(execute, resource, row.created_at), id=row.id)
         except ServiceError as error:
+            if error.code in _AWAY:
+                if await self._store.put_back(row.id, row.lease_token):
+                    return False
+                await self.end_unbegun(row, row.lease_token, "canceled", None)
+                return True
             await self.end_unbegun(
                 row, row.lease_token, "failed", error.body.model_copy(update={"execution_id": row.id})
             )
-            return
+            return True
         queued_ms = round((datetime.now(UTC) - row.created_at).total_seconds() * 1000)
         self._runner.begin(prepared, row.lease_token, queued_ms)
+        return True
 
     async def end_unbegun(self, row: Execution, token: UUID, status: EndStatus, error: ErrorBody | None) -> None:
         """End a run that never reached upstream: nothing was billed."""

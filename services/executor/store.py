@@ -286,6 +286,17 @@ class Store:
             )  # fmt: skip
         return record is not None
 
+    async def put_back(self, execution_id: UUID, lease_token: UUID) -> bool:
+        """Queue a claimed run again that could not begin; False when its end was asked for meanwhile."""
+        async with unavailable_when_down():
+            record = await self._pool.fetchrow(
+                """UPDATE executor.executions
+                   SET status = 'queued', executor = NULL, lease_token = NULL, lease_until = NULL, started_at = NULL
+                   WHERE id = $1 AND status = 'running' AND lease_token = $2 AND NOT cancel_requested RETURNING id""",
+                execution_id, lease_token,
+            )  # fmt: skip
+        return record is not None
+
     async def store_media(self, name: str, mime_type: str, size: int, width: int | None, height: int | None) -> None:
         await self._pool.execute(
             """INSERT INTO executor.x402_cached_images (name, mime_type, bytes, width, height)

@@ -105,6 +105,7 @@ class OtherSide:
     def __init__(self) -> None:
         self.resources: dict[str, ResolvedResource] = {}
         self.keys = {owner: f"sk-or-test-{uuid4().hex}" for owner in ("ada", "fay")}
+        self.away = False
         self.leased: list[str] = []
         self.verified: list[str] = []
 
@@ -135,6 +136,8 @@ class OtherSide:
 
     async def lease(self, request: LeaseKey) -> KeyLease:
         self.leased.append(request.owner)
+        if self.away:
+            raise ServiceError(ErrorCode.UNAVAILABLE, "The database cannot be reached at the moment.")
         if request.owner not in self.keys:
             raise ServiceError(ErrorCode.KEY_MISSING, "The creator has not connected a key.")
         context = lease_context(request.owner, request.instance)

@@ -11,14 +11,23 @@ from contracts.execution import ExecutionResult, PriceOnly
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from tests.integration.executor_parts import CENT, House, begin, eventually, executor_in, house_without_executor
-from tests.stack import Database
+from tests.stack import Database, clone_of
+
+
+@pytest_asyncio.fixture(scope="module")
+async def whole_house(template_database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
+    async with (
+        clone_of(template_database) as database,
+        house_without_executor(database, nats_server, credentials) as house,
+    ):
+        yield house
 
 
 @pytest_asyncio.fixture
-async def house(database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
-    """Everything but an executor: each test here starts one of its own."""
-    async with house_without_executor(database, nats_server, credentials) as house:
-        yield house
+async def house(whole_house: House) -> House:
+    """Everything but an executor, with no runs yet: each test here starts one of its own."""
+    await whole_house.clean()
+    return whole_house
 
 
 # Room -----------------------------------------------------------------------------------------------------------------

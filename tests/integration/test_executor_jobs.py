@@ -14,6 +14,7 @@ import pytest_asyncio
 from contracts.base import new_execution_id
 from contracts.errors import ErrorCode
 from contracts.execution import CallerReceipt, Execute, ExecutionAccepted, ExecutionResult, Frame, PriceOnly, Receipt
+from contracts.keys import KeysChanged
 from contracts.permissions import inbox_prefix
 from contracts.subjects import (
     AS_CANCEL,
@@ -23,6 +24,7 @@ from contracts.subjects import (
     AS_SUBMIT,
     EXECUTION_ENQUEUE,
     EXECUTION_FINISHED,
+    KEYS_CHANGED,
     as_publisher,
     frames_subject,
 )
@@ -205,6 +207,32 @@ async def test_queued_run_fails_when_the_key_is_gone_by_then(house: House) -> No
     error = (await house.view(queued)).error
     assert error is not None
     assert error.code is ErrorCode.KEY_MISSING
+
+
+async def test_queued_run_waits_for_a_keys_service_that_restarts(house: House) -> None:
+    house.other.keys["hal"] = house.other.keys["ada"]
+    first, running = begin(house, house.other.offer("sandbox/long", owner="hal"))
+    await house.until_frame(first, "text")
+    resource = house.other.offer("sandbox/echo", owner="hal")
+    queued, canceled = [await enqueue(house, house.execute(resource)) for _ in range(2)]
+    house.other.away = True
+    await house.keys.publish(KEYS_CHANGED, KeysChanged(owner="hal", version=2, change="health"))
+    await house.keys.nc.flush()
+    house.other.leased.clear()
+    await house.cancel(first)
+    await running
+
+    async def asked_twice() -> bool:
+        return len(house.other.leased) > 1
+
+    await eventually(asked_twice)
+    assert await house.status_of(queued) == "queued"
+    assert (await house.cancel(canceled)).status == "canceled"
+    house.other.away = False
+    await house.until_status(queued, "succeeded")
+    [receipt] = await house.receipts(queued)
+    assert [attempt.status for attempt in receipt.attempts] == ["succeeded"]
+    assert house.frames[queued][0]["seq"] == 1
 
 
 # Submitted by a publisher ---------------------------------------------------------------------------------------------

@@ -39,16 +39,26 @@ from tests.integration.executor_parts import (
     executor_in,
     house_without_executor,
 )
-from tests.stack import Database
+from tests.stack import Database, clone_of
 
 COST_PLUS = CostPlusPrice(mode="cost_plus", markup_percent=Decimal(100), max_usd=Decimal(1))
 FREE = Decimal(0)
 
 
-@pytest_asyncio.fixture
-async def house(database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
-    async with house_without_executor(database, nats_server, credentials) as house:
+@pytest_asyncio.fixture(scope="module")
+async def whole_house(template_database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
+    async with (
+        clone_of(template_database) as database,
+        house_without_executor(database, nats_server, credentials) as house,
+    ):
         yield house
+
+
+@pytest_asyncio.fixture
+async def house(whole_house: House) -> House:
+    """Everything but an executor, with no runs yet: each test here starts one of its own."""
+    await whole_house.clean()
+    return whole_house
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +87,7 @@ def counted(registry: CollectorRegistry, name: str, **labels: str) -> float:
     return registry.get_sample_value(name, labels) or 0
 
 
-async def orphan(house: House, database: Database, generation_id: str | None, *, caller: Caller = BOB) -> UUID:
+async def orphan(house: House, generation_id: str | None, *, caller: Caller = BOB) -> UUID:
     """A run of an executor that died: its row, its first attempt, and perhaps the id of its call."""
     new = NewExecution(
         id=new_execution_id(),
@@ -92,7 +102,7 @@ async def orphan(house: House, database: Database, generation_id: str | None, *,
         idempotency_key=None,
         request_hash=b"",
     )
-    async with create_pool(database.dsn("executor"), service="executor") as pool:
+    async with create_pool(house.settings().postgres_url.get_secret_value(), service="executor") as pool:
         store = Store(pool, lease_s=0.01)
         await store.admit(new, mode="test", running_per_key=9, executor="died", lease_token=uuid4())
         if generation_id is not None:
@@ -123,7 +133,7 @@ async def break_once(house: House, table: str, event: str, condition: str) -> No
 
 
 async def mend(house: House, table: str) -> None:
-    await house.database.execute(f"DROP TRIGGER broken ON executor.{table}")
+    await house.database.execute(f"DROP TRIGGER broken ON executor.{table}; DROP FUNCTION executor.break_it")
 
 
 # Leases ---------------------------------------------------------------------------------------------------------------
@@ -189,11 +199,11 @@ async def test_renewal_hears_a_cancel_that_no_message_told(house: House) -> None
 
 
 @pytest.mark.usefixtures("short_leases")
-async def test_run_of_a_dead_executor_is_ended_by_one_of_two_reapers(house: House, database: Database) -> None:
+async def test_run_of_a_dead_executor_is_ended_by_one_of_two_reapers(house: House) -> None:
     generation_id, cost = await generation(house)
     demo = Caller(kind="service", id="demo")
-    known = await orphan(house, database, generation_id, caller=demo)
-    unknown = await orphan(house, database, None)
+    known = await orphan(house, generation_id, caller=demo)
+    unknown = await orphan(house, None)
     async with executor_in(house) as first, executor_in(house) as second:
         for execution_id in (known, unknown):
             await house.until_status(execution_id, "interrupted")
@@ -218,8 +228,8 @@ async def test_run_of_a_dead_executor_is_ended_by_one_of_two_reapers(house: Hous
     assert [len(await house.receipts(execution_id)) for execution_id in (known, unknown)] == [2, 1]
 
 
-async def test_slot_of_a_dead_executor_is_free_before_it_is_reaped(house: House, database: Database) -> None:
-    dead = await orphan(house, database, None)
+async def test_slot_of_a_dead_executor_is_free_before_it_is_reaped(house: House) -> None:
+    dead = await orphan(house, None)
     async with executor_in(house, running_per_key=1, slot_wait_s=0):
         await house.run(house.other.offer("sandbox/echo"))
     assert await house.status_of(dead) == "running"
@@ -247,8 +257,8 @@ async def test_price_that_depends_on_a_pending_cost_is_known_with_it(house: Hous
 
 
 @pytest.mark.usefixtures("short_lookups", "short_leases")
-async def test_cost_nobody_knows_becomes_unknown_and_never_zero(house: House, database: Database) -> None:
-    execution_id = await orphan(house, database, "gen-never-heard-of")
+async def test_cost_nobody_knows_becomes_unknown_and_never_zero(house: House) -> None:
+    execution_id = await orphan(house, "gen-never-heard-of")
     async with executor_in(house) as service:
         revised = await house.revised(execution_id)
         assert (revised.cost.status, revised.cost.model_usd, revised.attempts[0].cost_usd) == ("unknown", None, None)
@@ -381,14 +391,14 @@ async def own_database(directory: Path, credentials: Credentials) -> AsyncIterat
 
 
 async def test_receipt_is_written_when_the_database_is_back_that_died_under_the_run(
-    tmp_path: Path, nats_server: Nats, credentials: Credentials, logs: list[EventDict]
+    tmp_path: Path, own_nats: Nats, credentials: Credentials, logs: list[EventDict]
 ) -> None:
     async def waits() -> bool:
         return any(log["event"] == "receipt_waits_for_database" for log in logs)
 
     async with (
         own_database(tmp_path, credentials) as database,
-        house_without_executor(database, nats_server, credentials, first_token_s=0.7) as house,
+        house_without_executor(database, own_nats, credentials, first_token_s=0.7) as house,
         executor_in(house),
     ):
         execution_id, running = begin(house, house.other.offer("openai/gpt-4o-mini"))

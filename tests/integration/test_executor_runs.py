@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 import pytest_asyncio
 
+from contracts.base import new_execution_id
 from contracts.catalog import Availability, CostPlusPrice, Timeouts
 from contracts.errors import ErrorCode
 from contracts.execution import Caller, Cost, ExecutionAccepted, ExecutionResult, ListExecutions, PriceOnly, Receipt
@@ -259,6 +260,24 @@ async def test_stranger_cannot_cancel(house: House, stranger: Caller) -> None:
     assert (row["status"], row["cancel_requested"]) == ("running", False)
     await house.cancel(execution_id)
     await running
+
+
+async def test_run_canceled_before_its_admission_ends_at_once(house: House) -> None:
+    execution_id = new_execution_id()
+    for caller in (EVE, BOB):
+        assert (await house.refused(house.cancel(execution_id, caller))).code is ErrorCode.NOT_FOUND
+    # Told to all executors in this order on one connection; the run comes on another.
+    await house.gateway.nc.flush()
+    by_another = house.execute(house.other.offer("sandbox/echo"))
+    assert by_another.execution_id is not None
+    await house.refused(house.cancel(by_another.execution_id, EVE))
+    result = await house.run(house.other.offer("sandbox/long"), execution_id=execution_id)
+    assert (result.status, result.text, result.cost) == ("canceled", "", PriceOnly(price_usd=FREE))
+    assert await house.calls() == []
+    assert (await house.receipt(execution_id)).cost == NOTHING
+    reply = await house.ask(by_another)
+    assert isinstance(reply, ExecutionResult)
+    assert reply.status == "succeeded"
 
 
 async def test_run_that_ended_stays_as_it_ended_when_it_is_canceled(house: House) -> None:

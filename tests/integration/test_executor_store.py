@@ -15,24 +15,36 @@ import pytest_asyncio
 from contracts.base import new_execution_id
 from services.executor.store import Admission, Ending, NewExecution, OutgoingMessage, Store
 from services.runtime.postgres import create_pool
-from tests.stack import Database
+from tests.stack import Database, clone_of
 
 RECEIPT = {"revision": 1, "note": "first"}
 MESSAGE = OutgoingMessage("x402jobs.v1.execution.finished", "id:1", b"{}")
 
 
-@pytest_asyncio.fixture
-async def pool(database: Database) -> AsyncIterator[asyncpg.Pool]:
-    async with create_pool(database.dsn("executor"), service="executor", max_size=10) as pool:
+@pytest_asyncio.fixture(scope="module")
+async def own_database(template_database: Database) -> AsyncIterator[Database]:
+    async with clone_of(template_database) as database:
+        yield database
+
+
+@pytest_asyncio.fixture(scope="module")
+async def pool(own_database: Database) -> AsyncIterator[asyncpg.Pool]:
+    async with create_pool(own_database.dsn("executor"), service="executor", max_size=10) as pool:
         yield pool
 
 
-@pytest_asyncio.fixture
-async def sql(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    """The superuser, to look and to move time."""
-    connection = await asyncpg.connect(database.superuser)
+@pytest_asyncio.fixture(scope="module")
+async def superuser(own_database: Database) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(own_database.superuser)
     yield connection
     await connection.close()
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def sql(superuser: asyncpg.Connection) -> asyncpg.Connection:
+    """The superuser, to look and to move time, on empty tables."""
+    await superuser.execute("TRUNCATE executor.executions, executor.x402_cached_images, executor.outbox CASCADE")
+    return superuser
 
 
 @pytest.fixture
@@ -265,6 +277,25 @@ async def test_limit_holds_when_admission_and_claim_meet(store: Store, sql: asyn
     assert await sql.fetchval("SELECT count(*) FROM executor.executions WHERE status = 'running'") == 5
 
 
+async def test_run_that_was_put_back_is_claimed_again_and_frees_its_slot(store: Store) -> None:
+    row, token = new(), uuid4()
+    await enqueue(store, row)
+    assert await store.claim(running_per_key=1, executor="e", lease_token=token) is not None
+    assert not await store.put_back(row.id, uuid4())
+    assert await store.put_back(row.id, token)
+    assert not await store.put_back(row.id, token)
+    assert await claim(store, limit=1) == row.id
+    assert len(await store.attempts(row.id)) == 1
+
+
+async def test_run_whose_end_was_asked_for_is_not_put_back(store: Store) -> None:
+    row, token = new(), uuid4()
+    await enqueue(store, row)
+    await store.claim(running_per_key=1, executor="e", lease_token=token)
+    await store.request_cancel(row.id)
+    assert not await store.put_back(row.id, token)
+
+
 # Ending ---------------------------------------------------------------------------------------------------------------
 
 
@@ -446,12 +477,13 @@ async def test_pending_cost_is_taken_by_one_and_left_alone_for_longer_each_time(
 
 
 async def test_pages_are_newest_first_and_without_gaps(store: Store) -> None:
-    mine = [(await running(store, owner=f"o{i}"))[0] for i in range(5)]
-    other, _ = await running(store, caller_id="carl", owner="o0")
+    mine = sorted([(await running(store, owner=f"o{i}"))[0] for i in range(5)])
+    other, _ = await running(store, caller_id="carl", owner="o9")
+    await running(store, caller_id="carl", owner="o8")
     query: dict[str, Any] = {"owner": None, "resource_id": None, "status": None}
     first = await store.page(caller=("user", "bob"), before=None, limit=3, **query)
     rest = await store.page(caller=("user", "bob"), before=first[-1].id, limit=3, **query)
     assert [row.id for row in [*first, *rest]] == mine[::-1]
-    owned = await store.page(caller=None, owner="o0", resource_id=None, status="running", before=None, limit=9)
-    assert [row.id for row in owned] == [other, mine[0]]
+    owned = await store.page(caller=None, owner="o9", resource_id=None, status="running", before=None, limit=9)
+    assert [row.id for row in owned] == [other]
     assert await store.page(caller=("service", "bob"), before=None, limit=3, **query) == []

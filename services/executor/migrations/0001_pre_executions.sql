@@ -188,7 +188,9 @@ BEGIN
         WHERE r.owner = candidate.owner AND r.status = 'running' AND r.lease_until > now()) >= p_running_per_key THEN
         RETURN;
     END IF;
-    INSERT INTO executor.attempts (execution_id, number) VALUES (candidate.id, 1);
+    -- There is one already where the run was claimed before and put back.
+    INSERT INTO executor.attempts (execution_id, number) VALUES (candidate.id, 1)
+    ON CONFLICT (execution_id, number) DO UPDATE SET started_at = now();
     RETURN QUERY
     UPDATE executor.executions e
     SET status = 'running', executor = p_executor, lease_token = p_lease_token, lease_until = now() + p_lease, started_at = now()
