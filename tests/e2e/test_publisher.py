@@ -45,10 +45,11 @@ class Publisher:
     nc: Client
     refused: list[str] = field(default_factory=list)
 
-    async def ask(self, verb: str, body: Any) -> Msg:
+    async def ask(self, verb: str, body: Any, headers: dict[str, str] | None = None) -> Msg:
         """A request in the name of the publisher. `body` is JSON unless it is bytes."""
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await self.nc.request(f"x402jobs.v1.as.{ME}.execution.{verb}", payload, timeout=WAIT_S)
+        subject = f"x402jobs.v1.as.{ME}.execution.{verb}"
+        return await self.nc.request(subject, payload, timeout=WAIT_S, headers=headers)
 
     async def good(self, verb: str, body: Body) -> Body:
         """The reply to a request that must succeed."""
@@ -68,9 +69,9 @@ class Publisher:
         assert sentence.endswith((".", "!")) or found["fields"], found
         return found
 
-    async def submit(self, body: Any) -> Body:
+    async def submit(self, body: Any, headers: dict[str, str] | None = None) -> Body:
         """Hands a job over; the acknowledgement of the stream."""
-        acknowledged: Body = json.loads((await self.ask("submit", body)).data)
+        acknowledged: Body = json.loads((await self.ask("submit", body, headers)).data)
         assert acknowledged["stream"], acknowledged
         assert "error" not in acknowledged
         return acknowledged
@@ -230,6 +231,9 @@ async def test_a_job_published_twice_runs_once(publisher: Publisher, creator: Pe
     job = {"execution_id": execution_id, "resource": resource, "input": {"text": "once"}, "idempotency_key": key}
     first, second = await publisher.submit(job), await publisher.submit(job)
     assert second["seq"] == first["seq"] + 1, "both were handed over"
+    named = {"Nats-Msg-Id": execution_id}
+    third, copy = await publisher.submit(job, named), await publisher.submit(job, named)
+    assert (copy["seq"], copy["duplicate"]) == (third["seq"], True), "the stream itself drops a copy"
     await receipt_of(finished, execution_id)
     # The same key under another id is still the same run, which a plain request is answered with.
     result = await publisher.good("run", {**job, "execution_id": new_id()})
