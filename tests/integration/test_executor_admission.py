@@ -1,4 +1,5 @@
-"""Room and time: who waits for a slot and who is refused, and what becomes of an output that need not be kept any longer."""
+"""Room and time: who waits for a slot and who is refused, what becomes of an output that need not be kept any longer, and how an
+executor stops."""
 
 import asyncio
 import time
@@ -6,8 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
+from contracts.catalog import Timeouts
 from contracts.errors import ErrorCode
 from contracts.execution import ExecutionResult, PriceOnly
+from contracts.subjects import EXECUTION_ENQUEUE
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from tests.integration.executor_parts import CENT, House, begin, eventually, executor_in, house_without_executor
@@ -91,3 +94,26 @@ async def test_output_is_gone_when_its_time_has_come_and_the_rest_is_not(house: 
         error = await house.refused(house.ask(house.execute(resource, idempotency_key="k")))
         assert (error.code, error.body.execution_id) == (ErrorCode.CONFLICT, result.execution_id)
         assert len(await house.calls()) == 1
+
+
+# Stopping -------------------------------------------------------------------------------------------------------------
+
+
+async def test_executor_that_stops_ends_what_it_has_begun_and_begins_nothing_new(house: House) -> None:
+    timeouts = Timeouts(first_token_s=0.7, idle_s=5, total_s=5)
+    resource = house.other.offer("sandbox/silence", timeouts=timeouts)
+    async with executor_in(house, running_per_key=2):
+        plain, asking = begin(house, resource)
+        job = await house.gateway.call(EXECUTION_ENQUEUE, house.execute(resource))
+        for execution_id in (plain, job.execution_id):
+            await house.until_frame(execution_id, "started")
+        waiting = await house.gateway.call(EXECUTION_ENQUEUE, house.execute(resource))
+    assert (await house.refused(asking)).code is ErrorCode.TIMEOUT
+    for execution_id in (plain, job.execution_id):
+        assert [receipt.status for receipt in await house.receipts(execution_id)] == ["failed"]
+        await house.until_finished(f"{execution_id}:1")
+    assert await house.database.fetchval("SELECT count(*) FROM executor.outbox") == 0
+    assert await house.status_of(waiting.execution_id) == "queued"
+    async with executor_in(house):
+        await house.until_frame(waiting.execution_id, "started")
+        await house.cancel(waiting.execution_id)
