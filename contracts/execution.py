@@ -338,10 +338,7 @@ class ExecutionPage(Contract):
 
 
 class ExecutionCanceling(Contract):
-    """Heard by every executor; the one that runs it stops."""
+    """Heard by every executor; the one that runs it stops, and one that is just about to begin it ends it at once."""
 
     execution_id: UUID
-    caller: Caller | None = Field(
-        default=None,
-        description="Set when the run was not admitted yet: whoever admits it for this caller stops it at once.",
-    )
+    caller: Caller = Field(description="Whose run it is; a run of anybody else under this id goes on.")

@@ -61,4 +61,6 @@ class PendingCosts:
             log.error("cost_unknown", execution_id=str(pending.execution_id), attempt=pending.number)
         if revision is not None:
             self._metrics.model_cost_usd.inc(float(revision.cost_usd or 0))
+            if revision.price_was_unknown:
+                self._metrics.price_usd.inc(float(revision.price_usd or 0))
             self._wake_outbox.set()

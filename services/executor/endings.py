@@ -304,5 +304,6 @@ def revision_of(row: Execution, attempts: Sequence[AttemptRow], latest: dict[str
         price_usd=cost.price_usd,
         cost_usd=cost.model_usd,
         cost_status=cost.status,
+        price_was_unknown=receipt.cost.price_usd is None,
         messages=messages_of(revised, error),
     )

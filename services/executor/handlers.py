@@ -72,8 +72,10 @@ class Handlers:
         return await self._jobs.enqueue(request)
 
     async def get(self, request: GetExecution) -> ExecutionView:
-        row = await self._row(request)
-        receipt = await self._store.receipt(row.id) if row.status in TERMINAL_STATUSES else None
+        found = await self._store.get_with_receipt(request.execution_id)
+        if found is None:
+            raise no_such_run()
+        row, receipt = found
         return view_of(row, request.caller, self._results, receipt, whole=True)
 
     async def get_as(self, request: GetOwnExecution) -> ExecutionView:
@@ -99,18 +101,17 @@ class Handlers:
 
     async def cancel(self, request: GetExecution) -> ExecutionView:
         """Flag it, tell every executor, and wait a moment for the end."""
-        if await self._store.get(request.execution_id) is None:
+        row = await self._store.get(request.execution_id)
+        if row is None:
             # It may be waiting for a slot somewhere: whoever admits it for this caller ends it at once.
-            early = ExecutionCanceling(execution_id=request.execution_id, caller=request.caller)
-            await self._bus.publish(EXECUTION_CANCELING, early)
+            await self._announce_cancel(request.execution_id, request.caller)
             raise no_such_run()
-        row = await self._row(request)
         view_of(row, request.caller, self._results, None, whole=False)  # only its caller and its creator may
         was = await self._store.request_cancel(row.id)
         if was == "queued":
             await self._jobs.cancel_queued(row)
         elif was == "running" and not self._runner.cancel(row.id):
-            await self._bus.publish(EXECUTION_CANCELING, ExecutionCanceling(execution_id=row.id))
+            await self._announce_cancel(row.id, Caller(kind=row.caller_kind, id=row.caller_id))
         for _ in range(round(_CANCEL_WAIT_S / _CANCEL_LOOK_S)):
             row = await self._row(request)
             if row.status in TERMINAL_STATUSES:
@@ -118,11 +119,15 @@ class Handlers:
             await asyncio.sleep(_CANCEL_LOOK_S)
         return await self.get(request)
 
+    async def _announce_cancel(self, execution_id: UUID, caller: Caller) -> None:
+        """To every executor: the one that runs it stops it, one that is just about to begin it ends it at once."""
+        await self._bus.publish(EXECUTION_CANCELING, ExecutionCanceling(execution_id=execution_id, caller=caller))
+
     async def cancel_as(self, request: GetOwnExecution) -> ExecutionView:
         return await self.cancel(GetExecution(execution_id=request.execution_id, caller=_publisher()))
 
     async def canceling(self, event: ExecutionCanceling) -> None:
-        if not self._runner.cancel(event.execution_id) and event.caller is not None:
+        if not self._runner.cancel(event.execution_id):
             self._runner.cancel_early(event.execution_id, event.caller)
 
     async def _row(self, request: GetExecution) -> Execution:

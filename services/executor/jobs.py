@@ -139,7 +139,8 @@ class Jobs:
         """Background work: claim queued runs while there is room, woken by a new job, by the end of a run, or after a second."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), _LOOK_AGAIN_S)
+                async with asyncio.timeout(_LOOK_AGAIN_S):
+                    await self.wake.wait()
             self.wake.clear()
             while not self._health.stopping and self._runner.has_room() and (row := await self._claim()) is not None:
                 if not await self._begin(row):

@@ -30,7 +30,8 @@ class Outbox:
         """Background work: woken by every end of a run here, and once a second for what others left behind."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _LOOK_AGAIN_S)
+                async with asyncio.timeout(_LOOK_AGAIN_S):
+                    await self._wake.wait()
             await asyncio.sleep(_GATHER_S)
             self._wake.clear()
             await self.flush()

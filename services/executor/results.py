@@ -7,12 +7,15 @@ from datetime import timedelta
 from uuid import UUID
 
 import orjson
+import structlog
 
 from contracts.catalog import ResolvedResource
 from contracts.execution import Cost, Execute, ExecutionResult
 from services.executor.store import Execution
 from services.runtime.bus import encode
 from services.runtime.sealing import Keyring, Locked
+
+log = structlog.get_logger()
 
 
 class Results:
@@ -28,6 +31,9 @@ class Results:
     def open(self, row: Execution) -> ExecutionResult | None:
         """The whole result with its cost as it is known today; None when the output is not kept any more."""
         if row.result is None or row.result_key_id is None:
+            return None
+        if row.result_key_id not in self._keyring:
+            log.error("result_key_missing", key_id=row.result_key_id, execution_id=str(row.id))
             return None
         result = ExecutionResult.model_validate_json(self._keyring.decrypt(row.result_key_id, row.result, row.id.bytes))
         return result.model_copy(update={"cost": cost_of_row(row)})

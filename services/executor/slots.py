@@ -44,7 +44,8 @@ class Slots:
         line.waiting += 1
         deadline = time.monotonic() + self._wait_s
         try:
-            await asyncio.wait_for(line.first.acquire(), self._wait_s)
+            async with asyncio.timeout(self._wait_s):
+                await line.first.acquire()
             try:
                 return await self._first_in_line(line, ask, deadline)
             finally:
@@ -71,7 +72,8 @@ class Slots:
             if left_s <= 0:
                 raise TimeoutError
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(line.freed.wait(), min(left_s, _ASK_AGAIN_S))
+                async with asyncio.timeout(min(left_s, _ASK_AGAIN_S)):
+                    await line.freed.wait()
 
     def freed(self, owner: str) -> None:
         """A run on this owner's key has ended here."""

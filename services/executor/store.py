@@ -135,6 +135,7 @@ class Revision:
     price_usd: Decimal | None
     cost_usd: Decimal | None
     cost_status: CostStatus
+    price_was_unknown: bool
     messages: list[OutgoingMessage]
 
 
@@ -444,14 +445,17 @@ class Store:
     async def attempts(self, execution_id: UUID) -> list[AttemptRow]:
         return await self._attempts(self._pool, execution_id)
 
-    async def receipt(self, execution_id: UUID) -> dict[str, Any] | None:
-        """The latest revision."""
+    async def get_with_receipt(self, execution_id: UUID) -> tuple[Execution, dict[str, Any] | None] | None:
+        """The row and the latest revision of its receipt, as they stood at one moment."""
         async with unavailable_when_down():
-            body = await self._pool.fetchval(
-                "SELECT body FROM executor.receipts WHERE execution_id = $1 ORDER BY revision DESC LIMIT 1",
+            record = await self._pool.fetchrow(
+                f"""SELECT {_EXECUTION_COLUMNS}, (
+                        SELECT r.body FROM executor.receipts r WHERE r.execution_id = e.id ORDER BY r.revision DESC LIMIT 1
+                    ) AS receipt
+                    FROM executor.executions e WHERE id = $1""",
                 execution_id,
             )
-        return cast("dict[str, Any] | None", body)
+        return None if record is None else (_execution(record), record["receipt"])
 
     async def page(
         self,

@@ -243,7 +243,8 @@ class Bus:
         if self._handling:
             self._idle.clear()
             try:
-                await asyncio.wait_for(self._idle.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._idle.wait()
             except TimeoutError:
                 log.warning("drain_incomplete", handlers=self._handling)
 

@@ -129,11 +129,17 @@ class Service:
         log.info("listening", host=host, port=bound)
 
     async def _supervise(self, name: str, work: Hook) -> None:
+        failed_before = None
         while True:
             try:
                 await work()
             except Exception as error:
-                log.exception("background_failed", task=name, error=type(error).__name__)
+                if failed_before is type(error):
+                    # A database that is down, say: the same failure again needs no second traceback.
+                    log.warning("background_failed_again", task=name, error=type(error).__name__)
+                else:
+                    log.exception("background_failed", task=name, error=type(error).__name__)
+                failed_before = type(error)
             await asyncio.sleep(_RESTART_DELAY_S)
 
     async def stop(self) -> None:
@@ -145,9 +151,7 @@ class Service:
         if self.bus.connected:
             await self.bus.drain(self._drain_timeout_s)
         await self._run_hooks(self._drain_hooks)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _end(self._tasks)
         await self._run_hooks(self._stop_hooks)
         await self.bus.close()
         for server, task in self._servers[:1]:
@@ -161,6 +165,15 @@ class Service:
                 await hook()
             except Exception as error:
                 log.exception("stop_hook_failed", error=type(error).__name__)
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel until all have ended. Once is not always enough: before Python 3.12 `asyncio.wait_for` loses a cancellation
+    that comes in the moment its wait is over, and libraries use it too."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=1)
 
 
 @asynccontextmanager

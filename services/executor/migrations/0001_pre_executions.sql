@@ -225,6 +225,9 @@ BEGIN
         number integer, generation_id text, status text, code text, http_status integer, cost_usd numeric, cost_status text
     )
     WHERE a.execution_id = p_id AND a.number = t.number;
+    -- An attempt that was prepared with the claim and never made.
+    UPDATE executor.attempts SET status = p_status, cost_usd = 0, cost_status = 'final'
+    WHERE execution_id = p_id AND status = 'running';
     INSERT INTO executor.receipts (execution_id, revision, owner, body)
     SELECT p_id, 1, e.owner, p_receipt FROM executor.executions e WHERE e.id = p_id;
     IF p_media IS NOT NULL THEN
