@@ -11,6 +11,8 @@ from contracts.money import Usd
 
 Mode = Literal["live", "test"]
 Health = Literal["ok", "suspect", "rejected", "exhausted"]
+AccessAction = Literal["connect", "replace", "verify", "disconnect", "lease"]
+AccessResult = Literal["done", "granted", "refused", "ok", "suspect", "rejected", "exhausted"]
 
 
 class Recipient(Contract):
@@ -77,3 +79,34 @@ class KeysChanged(Contract):
     owner: UserId
     version: int
     change: Literal["connected", "replaced", "disconnected", "health"]
+
+
+class ListAccess(Contract):
+    """What was done with an owner's key, newest first."""
+
+    owner: UserId
+    cursor: str | None = Field(default=None, max_length=500)
+    limit: int = Field(default=50, ge=1, le=200)
+
+
+class Access(Contract):
+    """One entry of the owner's access log. Entries are never changed or removed, not even when the key is."""
+
+    seq: int = Field(ge=1, description="Counts the owner's entries without a gap, from 1.")
+    at: Utc
+    action: AccessAction
+    result: AccessResult = Field(
+        description="`done` for a change, `granted` or `refused` for a lease or a connect, a health for a verification; "
+        "a lease of a key that is known to be dead is `rejected`."
+    )
+    instance: str = Field(description="Who did it: the executor that asked for a lease, the keys service otherwise.")
+    version: int | None = Field(description="Of the key; null when it was refused before it got one.")
+    hash: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="SHA-256 over this entry and the hash of the one before it."
+    )
+
+
+class AccessPage(Contract):
+    items: list[Access]
+    total: int
+    next_cursor: str | None

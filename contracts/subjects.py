@@ -130,6 +130,10 @@ KEYS_LEASE = Rpc[keys.LeaseKey, keys.KeyLease](
     "keys.lease", keys.LeaseKey, keys.KeyLease, "keys", ("executor",), 5, True,
     "The key of one owner for a minute, sealed to the executor that asks.",
 )  # fmt: skip
+KEYS_ACCESS_LIST = Rpc[keys.ListAccess, keys.AccessPage](
+    "keys.access.list", keys.ListAccess, keys.AccessPage, "keys", ("gateway",), 5, True,
+    "What was done with the owner's key, newest first.",
+)  # fmt: skip
 KEYS_CHANGED = Event[keys.KeysChanged](
     "keys.changed",
     keys.KeysChanged,
