@@ -13,9 +13,22 @@ from prometheus_client import CollectorRegistry, Counter
 from pydantic import SecretStr
 
 from contracts.base import Empty
-from contracts.errors import ErrorCode, ServiceError
-from contracts.keys import ConnectKey, KeyLease, KeysChanged, KeyStatus, LeaseKey, OwnerRef, Recipient
+from contracts.errors import ErrorCode, ServiceError, invalid
+from contracts.keys import (
+    Access,
+    AccessAction,
+    AccessPage,
+    ConnectKey,
+    KeyLease,
+    KeysChanged,
+    KeyStatus,
+    LeaseKey,
+    ListAccess,
+    OwnerRef,
+    Recipient,
+)
 from contracts.subjects import (
+    KEYS_ACCESS_LIST,
     KEYS_CHANGED,
     KEYS_CONNECT,
     KEYS_DISCONNECT,
@@ -27,7 +40,7 @@ from contracts.subjects import (
 from services.keys.envelope import hint_of, lock, mode_of, read_key, unlock
 from services.keys.facts import Refusal
 from services.keys.recipient import Recipients
-from services.keys.store import Store, StoredKey
+from services.keys.store import LAST_SEQ, AccessEntry, Store, StoredKey
 from services.keys.verify import Verifier
 from services.runtime.bus import Bus
 from services.runtime.sealing import Keyring, connect_context, lease_context, seal
@@ -66,6 +79,7 @@ class Handlers:
         self._bus.serve(KEYS_VERIFY, self.verify)
         self._bus.serve(KEYS_DISCONNECT, self.disconnect)
         self._bus.serve(KEYS_LEASE, self.lease)
+        self._bus.serve(KEYS_ACCESS_LIST, self.accesses)
 
     async def recipient(self, _request: Empty) -> Recipient:
         """The public key of today."""
@@ -78,12 +92,17 @@ class Handlers:
         key = read_key(opened)
         facts = await self._verifier.ask(key)
         if isinstance(facts, Refusal):
+            async with self._store.rows_of(request.owner) as rows:
+                action: AccessAction = "connect" if await rows.key() is None else "replace"
+                await rows.log_access(action, "refused", instance=self._bus.instance, version=None)
             raise _refused(facts)
         async with self._store.rows_of(request.owner) as rows:
             version = await rows.next_version()
             former = await rows.key()
             envelope = lock(key, request.owner, version, self._keyring)
             stored = await rows.put(envelope, mode_of(key), hint_of(key), facts)
+            action = "connect" if former is None else "replace"
+            await rows.log_access(action, "done", instance=self._bus.instance, version=version)
         await self._say(request.owner, version, "connected" if former is None else "replaced")
         return _status(stored)
 
@@ -108,6 +127,8 @@ class Handlers:
                     after = await rows.record_exhausted(before.version)
                 case facts:
                     after = await rows.record_facts(before.version, facts)
+            if after is not None:
+                await rows.log_access("verify", after.health, instance=self._bus.instance, version=after.version)
             # Replaced or disconnected while upstream was asked: its answer is about a key that is gone.
             current = after or await rows.key()
         if after is not None and after.health != before.health:
@@ -118,6 +139,8 @@ class Handlers:
         """Erase the owner's key and its data key; without one there is nothing to do and nothing to say."""
         async with self._store.rows_of(request.owner) as rows:
             version = await rows.erase()
+            if version is not None:
+                await rows.log_access("disconnect", "done", instance=self._bus.instance, version=version)
         if version is not None:
             await self._say(request.owner, version, "disconnected")
         return _status(None)
@@ -128,11 +151,11 @@ class Handlers:
         async with self._store.rows_of(request.owner) as rows:
             stored = await rows.key(hold=True)
             if stored is not None and stored.health == "rejected":
-                await rows.log_lease(request.instance, stored.version, "rejected")
+                await rows.log_access("lease", "rejected", instance=request.instance, version=stored.version)
             elif stored is not None:
                 key = unlock(stored.envelope, request.owner, self._keyring)
                 sealed = _sealed_for(request, key)
-                await rows.log_lease(request.instance, stored.version, "granted")
+                await rows.log_access("lease", "granted", instance=request.instance, version=stored.version)
         if stored is None:
             self._leases.labels("missing").inc()
             raise _missing()
@@ -143,10 +166,44 @@ class Handlers:
         expires_at = datetime.now(UTC) + timedelta(seconds=LEASE_S)
         return KeyLease(sealed=sealed, mode=stored.mode, version=stored.version, expires_at=expires_at)
 
+    async def accesses(self, request: ListAccess) -> AccessPage:
+        """What was done with the owner's key, newest first; the cursor is the number of the last entry shown."""
+        before = _seq_of(request.cursor)
+        async with self._store.rows_of(request.owner) as rows:
+            head = await rows.head()
+            entries = await rows.accesses_before(before, request.limit + 1)
+        more = len(entries) > request.limit
+        entries = entries[: request.limit]
+        return AccessPage(
+            items=[_access(entry) for entry in entries],
+            total=head.seq if head is not None else 0,
+            next_cursor=str(entries[-1].seq) if more else None,
+        )
+
     async def _say(
         self, owner: str, version: int, change: Literal["connected", "replaced", "disconnected", "health"]
     ) -> None:
         await self._bus.publish(KEYS_CHANGED, KeysChanged(owner=owner, version=version, change=change))
+
+
+def _seq_of(cursor: str | None) -> int:
+    if cursor is None:
+        return LAST_SEQ
+    if not (cursor.isascii() and cursor.isdecimal() and int(cursor) <= LAST_SEQ):
+        raise invalid("cursor", "This is not a cursor of this list: pass on next_cursor as it was.")
+    return int(cursor)
+
+
+def _access(entry: AccessEntry) -> Access:
+    return Access(
+        seq=entry.seq,
+        at=entry.at,
+        action=entry.action,
+        result=entry.result,
+        instance=entry.instance,
+        version=entry.version,
+        hash=entry.hash.hex(),
+    )
 
 
 def _sealed_for(request: LeaseKey, key: SecretStr) -> str:

@@ -55,7 +55,7 @@ async def check_master_keys(store: Store, keyring: Keyring) -> None:
     A service that starts without them would answer every lease with an error, and look healthy meanwhile.
     """
     seen: list[str] = []
-    while owners := await store.owners_outside(seen, 1):
+    while owners := await store.owners_outside(seen, "", 1):
         async with store.rows_of(owners[0]) as rows:
             stored = await rows.key()
         if stored is None:  # disconnected meanwhile

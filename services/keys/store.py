@@ -12,13 +12,16 @@ from typing import Literal
 
 import asyncpg
 
-from contracts.keys import Health, Mode
+from contracts.keys import AccessAction, AccessResult, Health, Mode
 from services.keys.envelope import Envelope
 from services.keys.facts import REJECTIONS_TO_BELIEVE, KeyFacts
 from services.runtime.postgres import unavailable_when_down
 
-LeaseResult = Literal["granted", "rejected"]
+LAST_SEQ = 2**63 - 1
+"""Above every number of the access log."""
 
+_ACCESS_COLUMNS = "seq, at, action, result, instance, version, prev_hash, hash"
+_RECIPIENT_COLUMNS = "key_id, day, made_under, master_key_id, wrapped_private_key"
 _COLUMNS = """version, mode, hint, master_key_id, wrapped_data_key, encrypted_key, health, limit_usd, limit_remaining_usd,
     limit_reset, usage_usd, is_free_tier, expires_at, connected_at, verified_at"""
 
@@ -46,8 +49,40 @@ class StoredRecipient:
 
     key_id: str
     day: date
+    made_under: str
     master_key_id: str
     wrapped_private_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class AccessEntry:
+    """One entry of an owner's access log, with what chains it to the one before."""
+
+    seq: int
+    at: datetime
+    action: AccessAction
+    result: AccessResult
+    instance: str
+    version: int | None
+    prev_hash: bytes
+    hash: bytes
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where an owner's chain ends, as it is kept apart from the chain."""
+
+    seq: int
+    hash: bytes
+
+
+@dataclass(frozen=True)
+class Uses:
+    """How many things of one kind lie under one master key."""
+
+    master_key_id: str
+    kind: Literal["data_key", "key_pair"]
+    count: int
 
 
 def _stored_key(row: asyncpg.Record) -> StoredKey:
@@ -175,15 +210,54 @@ class OwnerRows:
         )
         return None if row is None else _stored_key(row)
 
-    async def log_lease(self, instance: str, version: int, result: LeaseResult) -> None:
+    async def rewrap(self, version: int, master_key_id: str, wrapped_data_key: bytes) -> None:
+        """Put the same data key under another master key; nothing else about the row changes."""
+        await self._connection.execute(
+            """UPDATE keys.user_openrouter_integrations SET master_key_id = $3, wrapped_data_key = $4
+               WHERE owner = $1 AND version = $2""",
+            self._owner,
+            version,
+            master_key_id,
+            wrapped_data_key,
+        )
+
+    async def log_access(
+        self, action: AccessAction, result: AccessResult, *, instance: str, version: int | None
+    ) -> None:
         """Append to the owner's hash chain."""
         await self._connection.execute(
-            "INSERT INTO keys.lease_log (owner, instance, version, result) VALUES ($1, $2, $3, $4)",
+            "INSERT INTO keys.access_log (owner, action, result, instance, version) VALUES ($1, $2, $3, $4, $5)",
             self._owner,
+            action,
+            result,
             instance,
             version,
-            result,
         )
+
+    async def accesses_before(self, seq: int, limit: int) -> list[AccessEntry]:
+        """The newest entries below this number, newest first."""
+        rows = await self._connection.fetch(
+            f"SELECT {_ACCESS_COLUMNS} FROM keys.access_log WHERE owner = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3",
+            self._owner,
+            seq,
+            limit,
+        )
+        return [AccessEntry(**row) for row in rows]
+
+    async def accesses_after(self, seq: int, limit: int) -> list[AccessEntry]:
+        """The entries above this number, oldest first."""
+        rows = await self._connection.fetch(
+            f"SELECT {_ACCESS_COLUMNS} FROM keys.access_log WHERE owner = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+            self._owner,
+            seq,
+            limit,
+        )
+        return [AccessEntry(**row) for row in rows]
+
+    async def head(self) -> Head | None:
+        """Where the owner's chain ends, as it is kept apart from it; None before the first entry."""
+        row = await self._connection.fetchrow("SELECT seq, hash FROM keys.access_heads WHERE owner = $1", self._owner)
+        return None if row is None else Head(**row)
 
 
 class Store:
@@ -199,20 +273,36 @@ class Store:
             await connection.execute("SELECT set_config('app.user_id', $1, true)", owner)
             yield OwnerRows(connection, owner)
 
-    async def owners_outside(self, master_key_ids: Sequence[str], limit: int) -> list[str]:
-        """Ids of owners whose data key is wrapped under none of these master keys."""
+    async def owners_outside(self, master_key_ids: Sequence[str], after: str, limit: int) -> list[str]:
+        """A page of owners whose data key is wrapped under none of these master keys; begin with `after` empty."""
         async with unavailable_when_down():
-            rows = await self._pool.fetch("SELECT keys.owners_outside($1, $2) AS owner", list(master_key_ids), limit)
+            rows = await self._pool.fetch(
+                "SELECT keys.owners_outside($1, $2, $3) AS owner", list(master_key_ids), after, limit
+            )
         return [row["owner"] for row in rows]
 
-    async def recipient_of(self, day: date, master_key_id: str) -> StoredRecipient | None:
-        """The key pair to hand out on this day (UTC), if one was made under this master key."""
+    async def logged_owners(self, after: str, limit: int) -> list[str]:
+        """A page of owners who have an access log; begin with `after` empty."""
+        async with unavailable_when_down():
+            rows = await self._pool.fetch("SELECT keys.logged_owners($1, $2) AS owner", after, limit)
+        return [row["owner"] for row in rows]
+
+    async def master_key_uses(self) -> list[Uses]:
+        """What lies under which master key, of all owners and of the service itself."""
+        async with unavailable_when_down():
+            rows = await self._pool.fetch(
+                """SELECT master_key_id, 'data_key' AS kind, uses AS count FROM keys.data_keys_per_master_key()
+                   UNION ALL
+                   SELECT master_key_id, 'key_pair', count(*) FROM keys.recipients GROUP BY master_key_id
+                   ORDER BY master_key_id, kind"""
+            )
+        return [Uses(**row) for row in rows]
+
+    async def recipient_of(self, day: date, made_under: str) -> StoredRecipient | None:
+        """The key pair to hand out on this day (UTC) by those whose active master key this is."""
         async with unavailable_when_down():
             row = await self._pool.fetchrow(
-                """SELECT key_id, day, master_key_id, wrapped_private_key FROM keys.recipients
-                   WHERE day = $1 AND master_key_id = $2""",
-                day,
-                master_key_id,
+                f"SELECT {_RECIPIENT_COLUMNS} FROM keys.recipients WHERE day = $1 AND made_under = $2", day, made_under
             )
         return None if row is None else StoredRecipient(**row)
 
@@ -220,21 +310,66 @@ class Store:
         """The key pair of this name."""
         async with unavailable_when_down():
             row = await self._pool.fetchrow(
-                "SELECT key_id, day, master_key_id, wrapped_private_key FROM keys.recipients WHERE key_id = $1", key_id
+                f"SELECT {_RECIPIENT_COLUMNS} FROM keys.recipients WHERE key_id = $1", key_id
             )
         return None if row is None else StoredRecipient(**row)
+
+    async def recipients_outside(self, master_key_id: str) -> list[StoredRecipient]:
+        """The key pairs that are wrapped under another master key."""
+        async with unavailable_when_down():
+            rows = await self._pool.fetch(
+                f"SELECT {_RECIPIENT_COLUMNS} FROM keys.recipients WHERE master_key_id <> $1", master_key_id
+            )
+        return [StoredRecipient(**row) for row in rows]
 
     async def offer_recipient(self, recipient: StoredRecipient) -> None:
         """Make this the key pair of its day, unless another replica was first."""
         async with unavailable_when_down():
             await self._pool.execute(
-                """INSERT INTO keys.recipients (key_id, day, master_key_id, wrapped_private_key) VALUES ($1, $2, $3, $4)
+                f"""INSERT INTO keys.recipients ({_RECIPIENT_COLUMNS}) VALUES ($1, $2, $3, $4, $5)
                    ON CONFLICT ON CONSTRAINT recipients_day_key DO NOTHING""",
                 recipient.key_id,
                 recipient.day,
+                recipient.made_under,
                 recipient.master_key_id,
                 recipient.wrapped_private_key,
             )
+
+    async def rewrap_recipient(self, key_id: str, master_key_id: str, wrapped_private_key: bytes) -> None:
+        """Put the same key pair under another master key."""
+        async with unavailable_when_down():
+            await self._pool.execute(
+                "UPDATE keys.recipients SET master_key_id = $2, wrapped_private_key = $3 WHERE key_id = $1",
+                key_id,
+                master_key_id,
+                wrapped_private_key,
+            )
+
+    async def announce(self, instance: str, master_key_ids: Sequence[str]) -> None:
+        """Say that this instance runs and which master keys it holds, the active one first."""
+        async with unavailable_when_down():
+            await self._pool.execute(
+                """INSERT INTO keys.instances (instance, master_key_ids) VALUES ($1, $2)
+                   ON CONFLICT (instance) DO UPDATE SET (master_key_ids, seen_at) = ($2, now())""",
+                instance,
+                list(master_key_ids),
+            )
+
+    async def withdraw(self, instance: str) -> None:
+        """Say that this instance does not run any more."""
+        async with unavailable_when_down():
+            await self._pool.execute("DELETE FROM keys.instances WHERE instance = $1", instance)
+
+    async def announced(self, within_s: float) -> dict[str, list[str]]:
+        """The master keys of every instance that was heard of lately; what is older than an hour is forgotten."""
+        async with unavailable_when_down():
+            await self._pool.execute("DELETE FROM keys.instances WHERE seen_at < now() - interval '1 hour'")
+            rows = await self._pool.fetch(
+                """SELECT instance, master_key_ids FROM keys.instances
+                   WHERE seen_at > now() - make_interval(secs => $1) ORDER BY instance""",
+                within_s,
+            )
+        return {row["instance"]: row["master_key_ids"] for row in rows}
 
     async def erase_recipients_before(self, day: date) -> None:
         """Delete older key pairs, so that what was sealed to them can never be opened again."""
