@@ -7,11 +7,12 @@ from typing import Literal
 from pydantic import Field
 
 from contracts.base import Base64, Contract, UserId, Utc
+from contracts.errors import ErrorCode
 from contracts.money import Usd
 
 Mode = Literal["live", "test"]
 Health = Literal["ok", "suspect", "rejected", "exhausted"]
-KeyRefusal = Literal["key_rejected", "credits_exhausted", "spend_limit"]
+KeyRefusal = Literal[ErrorCode.KEY_REJECTED, ErrorCode.CREDITS_EXHAUSTED, ErrorCode.SPEND_LIMIT]
 AccessAction = Literal["connect", "replace", "verify", "disconnect", "lease"]
 AccessResult = Literal["done", "granted", "refused", "ok", "suspect", "rejected", "exhausted"]
 

@@ -55,6 +55,7 @@ async def _run(directory: Path) -> int:
     stack = Stack(
         directory,
         gateway_port=_number("GATEWAY_PORT", GATEWAY_PORT),
+        keys=_number("KEYS", 1),
         executors=_number("EXECUTORS", 1),
         gateways=_number("GATEWAYS", 1),
         settings=settings_from(os.environ),

@@ -9,6 +9,8 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 
 def write_private(path: Path, text: str) -> None:
     """Replaces a file in one step, readable by its owner alone at every moment."""
@@ -53,6 +55,17 @@ class Credentials:
     def result_keys(self) -> str:
         """The keyring under which the executor keeps results."""
         return self._value("result_keys", _key_ring())
+
+    @property
+    def executor_identity(self) -> str:
+        """The seed of the pair with which executors sign their requests for keys."""
+        return self._value("executor_identity", base64.b64encode(secrets.token_bytes(32)).decode())
+
+    @property
+    def executor_identities(self) -> str:
+        """Its public half, which the keys service trusts."""
+        private_key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(self.executor_identity))
+        return base64.b64encode(private_key.public_key().public_bytes_raw()).decode()
 
     @property
     def media_name_secret(self) -> str:
