@@ -45,6 +45,7 @@ from services.executor.slots import Slots
 from services.executor.store import Store
 from services.executor.upstream import Upstream
 from services.runtime.bus import Bus
+from services.runtime.hardening import deny_dumps
 from services.runtime.identity import ExecutorIdentity
 from services.runtime.postgres import connect, create_pool, ping
 from services.runtime.sealing import Keyring
@@ -182,6 +183,7 @@ def _serve(bus: Bus, handlers: Handlers) -> None:
 
 
 def main() -> None:
+    deny_dumps()
     run(lambda: build(Settings()))
 
 

@@ -113,6 +113,15 @@ class Keyring:
     def __contains__(self, key_id: str) -> bool:
         return key_id in self._ciphers
 
+    @property
+    def ids(self) -> list[str]:
+        """The active one first."""
+        return list(self._ciphers)
+
+    def take_over(self, other: Keyring) -> None:
+        """From now on be that ring, for everybody who was given this one."""
+        self._ciphers, self.active_id = other._ciphers, other.active_id
+
     def encrypt(self, plaintext: bytes, aad: bytes) -> Locked:
         """Lock under the active key; `aad` must be given again to open."""
         nonce = os.urandom(_NONCE_BYTES)
