@@ -192,7 +192,7 @@ class Stack:
             case "keys":
                 return {
                     "POSTGRES_URL": self.dsn(kind),
-                    "MASTER_KEYS": credentials.master_keys,
+                    "MASTER_KEYS_FILE": str(credentials.master_keys_file),
                     "EXECUTOR_IDENTITIES": credentials.executor_identities,
                     "SANDBOX_URL": sandbox,
                     "OPENROUTER_AUTH_URL": sandbox.removesuffix("/api/v1") + "/auth",
