@@ -7,14 +7,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Literal
 
 import asyncpg
 
 from contracts.keys import AccessAction, AccessResult, Health, Mode
 from services.keys.envelope import Envelope
-from services.keys.facts import REJECTIONS_TO_BELIEVE, KeyFacts
+from services.keys.facts import REJECTION_SPACING, KeyFacts, health_of, next_check_in
+from services.keys.guards.store import GuardRows
 from services.runtime.postgres import unavailable_when_down
 
 LAST_SEQ = 2**63 - 1
@@ -23,7 +24,8 @@ LAST_SEQ = 2**63 - 1
 _ACCESS_COLUMNS = "seq, at, action, result, instance, version, prev_hash, hash"
 _RECIPIENT_COLUMNS = "key_id, day, made_under, master_key_id, wrapped_private_key"
 _COLUMNS = """version, mode, hint, master_key_id, wrapped_data_key, encrypted_key, health, limit_usd, limit_remaining_usd,
-    limit_reset, usage_usd, is_free_tier, expires_at, connected_at, verified_at"""
+    limit_reset, usage_usd, is_free_tier, expires_at, credits_remaining_usd, connected_at, verified_at, rejections,
+    first_refused_at, refused_at, now() - asked_at AS asked_ago"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,17 @@ class StoredKey:
     facts: KeyFacts
     connected_at: datetime
     verified_at: datetime
+    rejections: int
+    first_refused_at: datetime | None
+    refused_at: datetime | None
+    asked_ago: timedelta
+
+    @property
+    def refused_for(self) -> timedelta:
+        """From the first of the rejections in a row to the latest that counted."""
+        if self.first_refused_at is None or self.refused_at is None:
+            return timedelta(0)
+        return self.refused_at - self.first_refused_at
 
     @property
     def version(self) -> int:
@@ -98,18 +111,19 @@ def _stored_key(row: asyncpg.Record) -> StoredKey:
             usage=row["usage_usd"],
             is_free_tier=row["is_free_tier"],
             expires_at=row["expires_at"],
+            credits_remaining=row["credits_remaining_usd"],
         ),
         connected_at=row["connected_at"],
         verified_at=row["verified_at"],
+        rejections=row["rejections"],
+        first_refused_at=row["first_refused_at"],
+        refused_at=row["refused_at"],
+        asked_ago=row["asked_ago"],
     )
 
 
-class OwnerRows:
+class OwnerRows(GuardRows):
     """The rows of one owner, inside one transaction."""
-
-    def __init__(self, connection: asyncpg.Connection, owner: str) -> None:
-        self._connection = connection
-        self._owner = owner
 
     async def key(self, *, hold: bool = False) -> StoredKey | None:
         """The stored key; with `hold` it cannot be replaced or erased until the transaction ends."""
@@ -134,16 +148,20 @@ class OwnerRows:
 
         In place, not by delete and insert: a lease that waits for this row then finds the new key instead of none.
         """
+        health = health_of(facts)
         row = await self._connection.fetchrow(
             f"""INSERT INTO keys.user_openrouter_integrations
-                    (owner, version, mode, hint, master_key_id, wrapped_data_key, encrypted_key, health,
-                     limit_usd, limit_remaining_usd, limit_reset, usage_usd, is_free_tier, expires_at)
-                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
-                ON CONFLICT (owner) DO UPDATE SET
-                    (version, mode, hint, master_key_id, wrapped_data_key, encrypted_key, health, rejections,
+                    (owner, version, mode, hint, master_key_id, wrapped_data_key, encrypted_key, health, next_check_at,
                      limit_usd, limit_remaining_usd, limit_reset, usage_usd, is_free_tier, expires_at,
-                     connected_at, verified_at)
-                  = ($2, $3, $4, $5, $6, $7, $8, 0, $9, $10, $11, $12, $13, $14, now(), now())
+                     credits_remaining_usd)
+                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now() + $9::interval, $10, $11, $12, $13, $14, $15, $16)
+                ON CONFLICT (owner) DO UPDATE SET
+                    (version, mode, hint, master_key_id, wrapped_data_key, encrypted_key, health, next_check_at,
+                     limit_usd, limit_remaining_usd, limit_reset, usage_usd, is_free_tier, expires_at,
+                     credits_remaining_usd, rejections, first_refused_at, refused_at,
+                     connected_at, verified_at, asked_at)
+                  = ($2, $3, $4, $5, $6, $7, $8, now() + $9::interval, $10, $11, $12, $13, $14, $15, $16, 0, NULL, NULL,
+                     now(), now(), now())
                 RETURNING {_COLUMNS}""",
             self._owner,
             envelope.version,
@@ -152,7 +170,8 @@ class OwnerRows:
             envelope.master_key_id,
             envelope.wrapped_data_key,
             envelope.encrypted_key,
-            facts.health,
+            health,
+            next_check_in(health),
             *_values(facts),
         )
         return _stored_key(row)
@@ -173,53 +192,83 @@ class OwnerRows:
         )
         return version if erased else None
 
-    async def record_facts(self, version: int, facts: KeyFacts) -> StoredKey | None:
+    async def record_facts(self, version: int, facts: KeyFacts, health: Health) -> StoredKey | None:
         """Upstream knows the key: whatever was said against it is forgotten. None when that version is gone."""
         row = await self._connection.fetchrow(
             f"""UPDATE keys.user_openrouter_integrations
-                SET health = $3, rejections = 0, verified_at = now(), limit_usd = $4, limit_remaining_usd = $5,
-                    limit_reset = $6, usage_usd = $7, is_free_tier = $8, expires_at = $9
+                SET health = $3, next_check_at = now() + $4::interval, rejections = 0, first_refused_at = NULL,
+                    refused_at = NULL, verified_at = now(), asked_at = now(), limit_usd = $5,
+                    limit_remaining_usd = $6, limit_reset = $7, usage_usd = $8, is_free_tier = $9, expires_at = $10,
+                    credits_remaining_usd = $11
                 WHERE owner = $1 AND version = $2 RETURNING {_COLUMNS}""",
             self._owner,
             version,
-            facts.health,
+            health,
+            next_check_in(health),
             *_values(facts),
         )
         return None if row is None else _stored_key(row)
 
     async def record_exhausted(self, version: int) -> StoredKey | None:
-        """Upstream knows the key and says that its account cannot pay. None when that version is gone."""
+        """Upstream knows the key and says that it cannot pay. None when that version is gone."""
         row = await self._connection.fetchrow(
-            f"""UPDATE keys.user_openrouter_integrations SET health = 'exhausted', rejections = 0, verified_at = now()
+            f"""UPDATE keys.user_openrouter_integrations
+                SET health = 'exhausted', next_check_at = now() + $3::interval, rejections = 0,
+                    first_refused_at = NULL, refused_at = NULL, verified_at = now(), asked_at = now()
                 WHERE owner = $1 AND version = $2 RETURNING {_COLUMNS}""",
             self._owner,
             version,
+            next_check_in("exhausted"),
         )
         return None if row is None else _stored_key(row)
 
     async def record_rejection(self, version: int) -> StoredKey | None:
-        """Upstream does not know the key: `suspect` at first, `rejected` when repeated. None when that version is gone."""
+        """Upstream does not know the key: it becomes suspect, unless it was believed dead before. None when that version
+        is gone. Rejections that come close together count once."""
         row = await self._connection.fetchrow(
             f"""UPDATE keys.user_openrouter_integrations
-                SET rejections = rejections + 1,
-                    health = CASE WHEN rejections + 1 >= $3 THEN 'rejected' ELSE 'suspect' END
+                SET health = CASE health WHEN 'rejected' THEN health ELSE 'suspect' END,
+                    next_check_at = now() + CASE health WHEN 'rejected' THEN $3::interval ELSE $4::interval END,
+                    rejections = rejections + CASE WHEN refused_at > now() - $5::interval THEN 0 ELSE 1 END,
+                    first_refused_at = coalesce(first_refused_at, now()),
+                    -- Of the last one that counted: who asks all the time must not put the next one off for ever.
+                    refused_at = CASE WHEN refused_at > now() - $5::interval THEN refused_at ELSE now() END,
+                    asked_at = now()
                 WHERE owner = $1 AND version = $2 RETURNING {_COLUMNS}""",
             self._owner,
             version,
-            REJECTIONS_TO_BELIEVE,
+            next_check_in("rejected"),
+            next_check_in("suspect"),
+            REJECTION_SPACING,
         )
         return None if row is None else _stored_key(row)
 
-    async def rewrap(self, version: int, master_key_id: str, wrapped_data_key: bytes) -> None:
-        """Put the same data key under another master key; nothing else about the row changes."""
-        await self._connection.execute(
-            """UPDATE keys.user_openrouter_integrations SET master_key_id = $3, wrapped_data_key = $4
-               WHERE owner = $1 AND version = $2""",
+    async def reject(self, version: int) -> StoredKey | None:
+        """The key is believed dead. None when that version is gone, or upstream has known it again meanwhile."""
+        row = await self._connection.fetchrow(
+            f"""UPDATE keys.user_openrouter_integrations SET health = 'rejected', next_check_at = now() + $3::interval
+                WHERE owner = $1 AND version = $2 AND health = 'suspect' RETURNING {_COLUMNS}""",
             self._owner,
             version,
-            master_key_id,
-            wrapped_data_key,
+            next_check_in("rejected"),
         )
+        return None if row is None else _stored_key(row)
+
+    async def rewrap(self, former: Envelope, envelope: Envelope) -> bool:
+        """Put the same data key under another master key; nothing else changes.
+
+        False when the row is not what it was any more: replaced, erased, or rotated by somebody else.
+        """
+        changed = await self._connection.fetchval(
+            """UPDATE keys.user_openrouter_integrations SET master_key_id = $4, wrapped_data_key = $5
+               WHERE owner = $1 AND version = $2 AND master_key_id = $3 RETURNING true""",
+            self._owner,
+            former.version,
+            former.master_key_id,
+            envelope.master_key_id,
+            envelope.wrapped_data_key,
+        )
+        return bool(changed)
 
     async def log_access(
         self, action: AccessAction, result: AccessResult, *, instance: str, version: int | None
@@ -297,6 +346,23 @@ class Store:
                    ORDER BY master_key_id, kind"""
             )
         return [Uses(**row) for row in rows]
+
+    async def claim_check(self) -> str | None:
+        """An owner whose key it is time to ask about; for some minutes no replica gets the same one."""
+        async with unavailable_when_down():
+            owner: str | None = await self._pool.fetchval("SELECT keys.claim_check()")
+        return owner
+
+    async def witnesses(self, mode: Mode, besides: str, limit: int) -> list[str]:
+        """Owners of other keys of this mode that worked lately."""
+        async with unavailable_when_down():
+            rows = await self._pool.fetch("SELECT keys.witnesses($1, $2, $3) AS owner", mode, besides, limit)
+        return [row["owner"] for row in rows]
+
+    async def sweep(self) -> None:
+        """Erase what is over, of all owners: nonces, attempts, authorizations."""
+        async with unavailable_when_down():
+            await self._pool.execute("SELECT keys.sweep()")
 
     async def recipient_of(self, day: date, made_under: str) -> StoredRecipient | None:
         """The key pair to hand out on this day (UTC) by those whose active master key this is."""
@@ -385,4 +451,5 @@ def _values(facts: KeyFacts) -> tuple[object, ...]:
         facts.usage,
         facts.is_free_tier,
         facts.expires_at,
+        facts.credits_remaining,
     )

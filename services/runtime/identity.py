@@ -21,6 +21,10 @@ from contracts.keys import LeaseKey
 NONCE_BYTES = 16
 
 
+class IdentityError(Exception):
+    """The identity of this deployment is not usable; the message says why and repeats none of it."""
+
+
 class ExecutorIdentity:
     """The private half. `public_key` is what the keys service is told."""
 
@@ -29,11 +33,11 @@ class ExecutorIdentity:
 
     @classmethod
     def parse(cls, seed: str) -> ExecutorIdentity:
-        """Raises ValueError, without repeating any of it, when this is not a seed of 32 bytes in base64."""
+        """Raises IdentityError, without repeating any of it, when this is not a seed of 32 bytes in base64."""
         try:
             return cls(Ed25519PrivateKey.from_private_bytes(base64.b64decode(seed.strip(), validate=True)))
         except ValueError:
-            raise ValueError("the executors' identity is not an Ed25519 seed of 32 bytes in base64") from None
+            raise IdentityError("EXECUTOR_IDENTITY is not an Ed25519 seed of 32 bytes in base64") from None
 
     @property
     def public_key(self) -> str:
@@ -63,15 +67,17 @@ class ExecutorIdentities:
 
     @classmethod
     def parse(cls, text: str) -> ExecutorIdentities:
-        """Raises ValueError when there is none, or one that is not an Ed25519 public key of 32 bytes in base64."""
+        """Raises IdentityError when there is none, or one that is not an Ed25519 public key of 32 bytes in base64."""
         keys = []
         for number, entry in enumerate(filter(None, (part.strip() for part in text.split(","))), start=1):
             try:
                 keys.append(Ed25519PublicKey.from_public_bytes(base64.b64decode(entry, validate=True)))
             except ValueError:
-                raise ValueError(f"entry {number} is not an Ed25519 public key in base64") from None
+                raise IdentityError(
+                    f"EXECUTOR_IDENTITIES: entry {number} is not an Ed25519 public key in base64"
+                ) from None
         if not keys:
-            raise ValueError("no identity is given")
+            raise IdentityError("set EXECUTOR_IDENTITIES: without one no executor can be told from others")
         return cls(keys)
 
     def signed(self, request: LeaseKey) -> bool:

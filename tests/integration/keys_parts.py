@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from contracts.base import Empty
-from contracts.keys import ConnectKey, KeyLease, KeysChanged, KeyStatus, LeaseKey, OwnerRef
+from contracts.keys import ConnectKey, KeyLease, KeysChanged, KeyStatus, OwnerRef, VerifyKey
 from contracts.permissions import OBSERVER
 from contracts.subjects import (
     KEYS_CHANGED,
@@ -28,6 +28,7 @@ from deploy.local.nats import Nats
 from deploy.local.ports import HOST, free_port
 from services.keys.main import Settings, build
 from services.runtime.bus import Bus
+from services.runtime.identity import ExecutorIdentity
 from services.runtime.sealing import RecipientKey, connect_context, lease_context, seal
 from services.runtime.service import Service, running
 from tests.stack import Database
@@ -83,6 +84,7 @@ def keys_settings(database: Database, nats: Nats, credentials: Credentials, **ch
         "nats_password": SecretStr(credentials.nats_password("keys")),
         "postgres_url": SecretStr(database.dsn("keys")),
         "master_keys": SecretStr(credentials.master_keys),
+        "executor_identities": credentials.executor_identities,
         "instance": "keys-1",
         **changes,
     }
@@ -96,6 +98,7 @@ class Parties:
     gateway: Bus
     executor: Bus
     observer: Bus
+    identity: ExecutorIdentity
     changes: asyncio.Queue[KeysChanged] = field(default_factory=asyncio.Queue)
     pair: RecipientKey = field(default_factory=lambda: RecipientKey.generate("executor"))
 
@@ -110,13 +113,13 @@ class Parties:
         return await self.gateway.call(KEYS_STATUS, OwnerRef(owner=owner))
 
     async def verify(self, owner: str) -> KeyStatus:
-        return await self.gateway.call(KEYS_VERIFY, OwnerRef(owner=owner))
+        return await self.gateway.call(KEYS_VERIFY, VerifyKey(owner=owner))
 
     async def disconnect(self, owner: str) -> KeyStatus:
         return await self.gateway.call(KEYS_DISCONNECT, OwnerRef(owner=owner))
 
     async def lease(self, owner: str, *, instance: str = INSTANCE) -> KeyLease:
-        request = LeaseKey(owner=owner, instance=instance, recipient_public_key=self.pair.public_key)
+        request = self.identity.lease_request(owner, instance, self.pair.public_key)
         return await self.executor.call(KEYS_LEASE, request)
 
     def opened(self, lease: KeyLease, owner: str, *, instance: str = INSTANCE) -> str:
@@ -148,7 +151,8 @@ def bus_of(user: str, nats: Nats, credentials: Credentials) -> Bus:
 @asynccontextmanager
 async def parties_around(nats: Nats, credentials: Credentials) -> AsyncIterator[Parties]:
     users = [bus_of(user, nats, credentials) for user in ("gateway", "executor", OBSERVER)]
-    parties = Parties(users[0], users[1], users[2])
+    identity = ExecutorIdentity.parse(credentials.executor_identity)
+    parties = Parties(users[0], users[1], users[2], identity)
 
     async def hear(message: KeysChanged) -> None:
         parties.changes.put_nowait(message)

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
-from contracts.keys import ConnectKey, LeaseKey
+from contracts.keys import ConnectKey
 from contracts.subjects import ERROR_CODE_HEADER, KEYS_CONNECT, KEYS_LEASE, RPCS
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
@@ -312,7 +312,7 @@ async def test_lease_is_refused_once_the_key_is_rejected_and_given_again_when_it
 async def test_lease_to_no_public_key_is_invalid_and_not_logged_as_given(parties: Parties, database: Database) -> None:
     await parties.connect("alice", LIVE_KEY)
     with pytest.raises(ServiceError) as refused:
-        await parties.executor.call(KEYS_LEASE, LeaseKey(owner="alice", instance=INSTANCE, recipient_public_key="AAAA"))
+        await parties.executor.call(KEYS_LEASE, parties.identity.lease_request("alice", INSTANCE, "AAAA"))
     assert refused.value.code is ErrorCode.INVALID
     lease = await parties.lease("alice")
     assert lease.version == 1

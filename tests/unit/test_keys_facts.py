@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.keys.facts import KeyFacts, Refusal, read_facts
+from services.keys.facts import KeyFacts, Refusal, health_of, read_facts
 
 
 def answer(**data: Any) -> bytes:
@@ -27,7 +27,7 @@ def test_read_facts_keeps_amounts_exact() -> None:
 def test_health_is_exhausted_when_nothing_remains_and_ok_without_a_cap(remaining: float | None, health: str) -> None:
     facts = read_facts(answer(limit_remaining=remaining))
     assert isinstance(facts, KeyFacts)
-    assert facts.health == health
+    assert health_of(facts) == health
 
 
 @pytest.mark.parametrize("flag", ["is_management_key", "is_provisioning_key"])

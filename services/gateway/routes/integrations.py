@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from contracts.base import Contract
 from contracts.errors import ErrorCode, ServiceError
-from contracts.keys import KeyStatus, OwnerRef
+from contracts.keys import KeyStatus, OwnerRef, VerifyKey
 from contracts.subjects import KEYS_DISCONNECT, KEYS_STATUS, KEYS_VERIFY
 from services.gateway import examples
 from services.gateway.documentation import answers
@@ -86,4 +86,4 @@ async def disconnect_key(request: Request, user: SignedIn) -> Response:
 )
 async def verify_key(request: Request, user: SignedIn) -> Response:
     """Asks OpenRouter about the stored key; free of charge."""
-    return await forward(request, KEYS_VERIFY, OwnerRef(owner=user.user))
+    return await forward(request, KEYS_VERIFY, VerifyKey(owner=user.user))
