@@ -105,7 +105,8 @@ async def _rotate_each(store: Store, keyring: Keyring, owners: Iterator[str], ro
             except EnvelopeError as error:
                 rotation.failed[owner] = str(error)
                 continue
-            rotation.done += await rows.rewrap(stored.envelope, envelope)
+            changed = await rows.rewrap(stored.envelope, envelope)
+        rotation.done += changed
 
 
 def _leads(key_id: str) -> Callable[[list[str]], bool]:
