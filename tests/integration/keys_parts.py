@@ -5,8 +5,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
+import asyncpg
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
@@ -40,13 +42,16 @@ INSTANCE = "executor-1"
 
 @dataclass
 class Upstream:
-    """Answers `GET /key` as a test says: a status and facts, raw bytes, or nothing until it is let go."""
+    """Answers `GET /key` as a test says: a status and facts, raw bytes, or nothing until it is let go; keys among `dead`
+    with 401. `GET /credits` is refused, as most keys are, unless there are `credits`."""
 
     url: str
     status: int = 200
     facts: dict[str, Any] = field(default_factory=dict)
     raw: bytes | None = None
     hold: asyncio.Event | None = None
+    dead: set[str] = field(default_factory=set)
+    credits: dict[str, Any] | None = None
     authorizations: list[str] = field(default_factory=list)
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -55,11 +60,19 @@ class Upstream:
             await self.hold.wait()
         if self.raw is not None:
             return web.Response(status=self.status, body=self.raw)
+        if request.headers["Authorization"].removeprefix("Bearer ") in self.dead:
+            return web.json_response({"error": {"message": "User not found.", "code": 401}}, status=401)
         if self.status != 200:
             error = {"message": "from upstream", "code": self.status}
             return web.json_response({"error": error, "user_id": "user_1"}, status=self.status)
         facts = {"label": "my label", "limit": None, "limit_remaining": None, "usage": 1.25, "is_free_tier": False}
         return web.json_response({"data": {**facts, **self.facts}})
+
+    async def answer_credits(self, _: web.Request) -> web.Response:
+        if self.credits is None:
+            error = {"message": "Only management keys can perform this operation", "code": 403}
+            return web.json_response({"error": error}, status=403)
+        return web.json_response({"data": self.credits})
 
 
 @asynccontextmanager
@@ -68,6 +81,7 @@ async def running_upstream() -> AsyncIterator[Upstream]:
     upstream = Upstream(f"http://{HOST}:{port}/api/v1")
     app = web.Application()
     app.router.add_get("/api/v1/key", upstream.answer)
+    app.router.add_get("/api/v1/credits", upstream.answer_credits)
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, HOST, port).start()
@@ -178,3 +192,19 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in another process or on the bus
             await asyncio.sleep(0.02)
+
+
+async def let_time_pass(database: Database, owner: str, **ago: float) -> None:
+    """As if that much time had passed since upstream was last asked about the owner's key, and refused it."""
+    connection = await asyncpg.connect(database.superuser)
+    try:
+        await connection.execute(
+            """UPDATE keys.user_openrouter_integrations
+               SET refused_at = refused_at - $2::interval, first_refused_at = first_refused_at - $2::interval,
+                   asked_at = asked_at - $2::interval
+               WHERE owner = $1""",
+            owner,
+            timedelta(**ago),
+        )
+    finally:
+        await connection.close()
