@@ -37,9 +37,11 @@ def seal(plaintext: bytes, public_key: str, context: str) -> str:
     """Seal to a raw X25519 public key (base64). Raises ServiceError INVALID when that is not one."""
     try:
         recipient = X25519PublicKey.from_public_bytes(base64.b64decode(public_key, validate=True))
+        # Also here: a point of low order is a key of the right length that nothing can be sealed to.
+        sealed = _SUITE.encrypt(plaintext, recipient, context.encode())
     except ValueError:
         raise ServiceError(ErrorCode.INVALID, "The recipient's public key is not a raw X25519 key in base64.") from None
-    return base64.b64encode(_SUITE.encrypt(plaintext, recipient, context.encode())).decode()
+    return base64.b64encode(sealed).decode()
 
 
 class RecipientKey:
