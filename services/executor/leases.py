@@ -61,7 +61,7 @@ class KeyLeases:
     async def _ask(self, owner: str) -> Lease:
         reply = await self._bus.call(
             KEYS_LEASE,
-            self._identity.lease_request(owner, self._bus.instance, self._recipient.public_key),
+            self._identity.lease_request(owner, self._bus.instance, self._recipient.public_key, datetime.now(UTC)),
         )
         api_key = self._recipient.open(reply.sealed, lease_context(owner, self._bus.instance)).decode()
         return Lease(api_key, reply.mode, reply.version, reply.expires_at)

@@ -43,14 +43,14 @@ class ExecutorIdentity:
     def public_key(self) -> str:
         return base64.b64encode(self._private_key.public_key().public_bytes_raw()).decode()
 
-    def lease_request(self, owner: str, instance: str, recipient_public_key: str) -> LeaseKey:
+    def lease_request(self, owner: str, instance: str, recipient_public_key: str, now: datetime) -> LeaseKey:
         """A request that is good once, for as long as the keys service takes it to be of now."""
         request = LeaseKey(
             owner=owner,
             instance=instance,
             recipient_public_key=recipient_public_key,
             nonce=base64.b64encode(os.urandom(NONCE_BYTES)).decode(),
-            signed_at=datetime.now(UTC),
+            signed_at=now,
         )
         signature = base64.b64encode(self._private_key.sign(_statement(request))).decode()
         return request.model_copy(update={"signature": signature})

@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -133,7 +133,7 @@ class Parties:
         return await self.gateway.call(KEYS_DISCONNECT, OwnerRef(owner=owner))
 
     async def lease(self, owner: str, *, instance: str = INSTANCE) -> KeyLease:
-        request = self.identity.lease_request(owner, instance, self.pair.public_key)
+        request = self.identity.lease_request(owner, instance, self.pair.public_key, datetime.now(UTC))
         return await self.executor.call(KEYS_LEASE, request)
 
     def opened(self, lease: KeyLease, owner: str, *, instance: str = INSTANCE) -> str:

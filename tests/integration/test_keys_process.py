@@ -7,6 +7,7 @@ import secrets
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -228,7 +229,7 @@ async def refused_handovers(parties: Parties) -> list[ServiceError]:
         parties.gateway.call(KEYS_CONNECT, ConnectKey(owner="bob", recipient_key_id=recipient.key_id, sealed=sealed)),
         parties.gateway.call(KEYS_CONNECT, ConnectKey(owner="alice", recipient_key_id="x", sealed=sealed)),
         parties.gateway.call(KEYS_CONNECT, ConnectKey(owner="alice", recipient_key_id=recipient.key_id, sealed=broken)),
-        parties.executor.call(KEYS_LEASE, parties.identity.lease_request("alice", "x", "AAAA")),
+        parties.executor.call(KEYS_LEASE, parties.identity.lease_request("alice", "x", "AAAA", datetime.now(UTC))),
     ]
     results = await asyncio.gather(*requests, return_exceptions=True)
     assert all(isinstance(result, ServiceError) for result in results)

@@ -278,7 +278,9 @@ async def test_lease_opens_for_its_owner_and_instance_alone(parties: Parties) ->
 async def test_lease_to_no_public_key_is_invalid_and_not_logged_as_given(parties: Parties, database: Database) -> None:
     await parties.connect("alice", LIVE_KEY)
     with pytest.raises(ServiceError) as refused:
-        await parties.executor.call(KEYS_LEASE, parties.identity.lease_request("alice", INSTANCE, "AAAA"))
+        await parties.executor.call(
+            KEYS_LEASE, parties.identity.lease_request("alice", INSTANCE, "AAAA", datetime.now(UTC))
+        )
     assert refused.value.code is ErrorCode.INVALID
     lease = await parties.lease("alice")
     assert lease.version == 1
