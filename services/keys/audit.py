@@ -42,7 +42,7 @@ async def walk(store: Store, known: dict[str, Head]) -> Audit:
             await _walk_one(store, owner, known.get(owner), audit)
         after = owners[-1]
     for owner in known.keys() - audit.heads.keys() - audit.broken.keys():
-        audit.broken[owner] = f"all {known[owner].seq} entries are gone"
+        audit.broken[owner] = f"all {known[owner].seq} entries of the former walk are gone"
     return audit
 
 
@@ -55,9 +55,9 @@ async def _walk_one(store: Store, owner: str, known: Head | None, audit: Audit) 
             head = await rows.head() or BEGINNING
             entries = await rows.accesses_after(last.seq, _ENTRIES_PER_PAGE)
             if not entries:
-                problem = (
-                    break_at_end(last, head) or (known and last.seq < known.seq and break_at_end(last, known)) or None
-                )
+                problem = break_at_end(last, head)
+                if problem is None and known is not None and last.seq < known.seq:
+                    problem = f"entries {last.seq + 1} to {known.seq} of the former walk were cut off"
                 break
             for entry in entries:
                 problem = break_at(owner, last, entry)
