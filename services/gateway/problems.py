@@ -107,6 +107,11 @@ def no_such_route() -> HttpError:
     return HttpError(404, ErrorBody(code=ErrorCode.NOT_FOUND, message=detail))
 
 
+def at_connect(error: ServiceError) -> ServiceError:
+    """A rejected key while it is handed in: there the request is wrong, at a run it is the state that the run meets."""
+    return HttpError(422, error.body) if error.code is ErrorCode.KEY_REJECTED else error
+
+
 def wrong_method(allowed: str) -> HttpError:
     """405 for a route that does not know the method."""
     detail = f"This address does not take that method; it takes {allowed}."

@@ -58,8 +58,8 @@ class Connections:
     async def connect_made(self, owner: str, key: SecretStr) -> StoredKey:
         """Store a key that upstream has just made for this owner.
 
-        It is good because of where it comes from: what cannot be asked about it now is asked at the next check, instead of
-        losing a key that its owner would have to find and delete.
+        It is good because of where it comes from: what upstream does not say of it yet is asked at the next check, instead
+        of losing a key that its owner would have to find and delete. Raises ServiceError KEY_REJECTED for a management key.
         """
         try:
             facts = await self._verifier.ask(key)
@@ -67,9 +67,9 @@ class Connections:
             if error.code not in {ErrorCode.UNAVAILABLE, ErrorCode.UPSTREAM}:
                 raise
             facts = KeyFacts()
-        if isinstance(facts, Refusal):
+        if facts is Refusal.MANAGEMENT_KEY:
             raise _refused(facts)
-        return await self._store_key(owner, key, facts)
+        return await self._store_key(owner, key, KeyFacts() if isinstance(facts, Refusal) else facts)
 
     async def _store_key(self, owner: str, key: SecretStr, facts: KeyFacts) -> StoredKey:
         async with self._store.rows_of(owner) as rows:
