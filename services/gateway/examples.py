@@ -180,7 +180,7 @@ RESOURCE: dict[str, Any] = {
     "status": "draft",
     "model": MODEL,
     "badges": ["tools"],
-    "availability": {"available": True, "reason": None, "replacement": None},
+    "availability": {"available": True, "reason": None, "code": None, "replacement": None},
     "warnings": [],
     "input_schema": INPUT_SCHEMA,
     "created_at": "2026-11-23T09:31:00Z",

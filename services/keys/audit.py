@@ -14,9 +14,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contracts.errors import ServiceError
 from services.keys.access import BEGINNING, break_at, break_at_end
 from services.keys.ring import DatabaseSettings
 from services.keys.store import Head, Store
+from services.keys.terminal import say
 from services.runtime.postgres import create_pool
 
 _OWNERS_PER_PAGE = 500
@@ -94,8 +96,8 @@ async def _audit(file: Path | None) -> int:
     async with create_pool(url, service="keys-audit", max_size=1) as pool:
         audit = await walk(Store(pool), known)
     for owner, problem in sorted(audit.broken.items()):
-        print(f"BROKEN  {owner}: {problem}")
-    print(f"{audit.chains} chains with {audit.entries} entries verified, {len(audit.broken)} broken")
+        say(f"BROKEN  {owner}: {problem}")
+    say(f"{audit.chains} chains with {audit.entries} entries verified, {len(audit.broken)} broken")
     if audit.broken:
         return 1
     if file is not None:
@@ -106,7 +108,11 @@ async def _audit(file: Path | None) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services.keys.audit", description=__doc__)
     parser.add_argument("--heads", type=Path, help="file outside of the database with the ends of the former walk")
-    return asyncio.run(_audit(parser.parse_args().heads))
+    try:
+        return asyncio.run(_audit(parser.parse_args().heads))
+    except ServiceError as down:
+        say(str(down))
+        return 1
 
 
 if __name__ == "__main__":

@@ -13,14 +13,15 @@ import argparse
 import asyncio
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from contracts.errors import ServiceError
 from services.keys.envelope import EnvelopeError, rewrap
 from services.keys.recipient import rewrap_pair
 from services.keys.ring import FOLLOW_S, CustodySettings, DatabaseSettings, RingError
 from services.keys.store import Store
+from services.keys.terminal import say
 from services.runtime.postgres import create_pool
 from services.runtime.sealing import Keyring
 
@@ -131,11 +132,11 @@ async def _wait_for_instances(store: Store, what: str, enough: Callable[[list[st
 
 
 async def _rotate_command(store: Store, keyring: Keyring) -> int:
-    rotation = await rotate(store, keyring, print)
+    rotation = await rotate(store, keyring, say)
     for owner, reason in sorted(rotation.failed.items()):
-        print(f"FAILED  {owner}: {reason}")
+        say(f"FAILED  {owner}: {reason}")
     old = sorted({uses.master_key_id for uses in await store.master_key_uses()} - {keyring.active_id})
-    print(
+    say(
         f"still in use: {', '.join(old)}; leave it in the ring"
         if old
         else f"nothing needs another master key than {keyring.active_id} any more: the others may be taken from the ring"
@@ -144,13 +145,13 @@ async def _rotate_command(store: Store, keyring: Keyring) -> int:
 
 
 async def _in_use_command(store: Store, key_id: str) -> int:
-    counts = Counter({uses.kind: uses.count for uses in await store.master_key_uses() if uses.master_key_id == key_id})
+    counts = {uses.kind: uses.count for uses in await store.master_key_uses() if uses.master_key_id == key_id}
     leading = _lacking(await store.announced(HEARD_WITHIN_S), lambda ids: ids[:1] != [key_id])
     if counts or leading:
         by = [f"{count} × {kind}" for kind, count in counts.items()] + [f"active in {name}" for name in leading]
-        print(f"{key_id} is in use: {', '.join(by)}")
+        say(f"{key_id} is in use: {', '.join(by)}")
         return 1
-    print(f"nothing uses {key_id}: it may be taken from the ring")
+    say(f"nothing uses {key_id}: it may be taken from the ring")
     return 0
 
 
@@ -162,7 +163,7 @@ async def _run(arguments: argparse.Namespace) -> int:
             return await _in_use_command(store, arguments.in_use)
         if arguments.awaited is not None:
             held = arguments.awaited
-            await _wait_for_instances(store, f"hold {held!r}", lambda ids: held in ids, print)
+            await _wait_for_instances(store, f"hold {held!r}", lambda ids: held in ids, say)
             return 0
         return await _rotate_command(store, CustodySettings().keyring())
 
@@ -174,8 +175,8 @@ def main() -> int:
     only.add_argument("--in-use", metavar="ID", help="say whether this master key is still needed (exit code 1 if so)")
     try:
         return asyncio.run(_run(parser.parse_args()))
-    except RingError as refused:
-        print(refused, file=sys.stderr)
+    except (RingError, ServiceError) as refused:
+        say(str(refused))
         return 1
 
 
