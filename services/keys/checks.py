@@ -33,6 +33,7 @@ _SWEEP_S = 60.0
 _HINT_SPACING = timedelta(seconds=5)
 _FRESH = timedelta(minutes=1)
 _WITNESSES = 3
+_WITNESSES_S = 5.0
 
 
 class Checks:
@@ -45,9 +46,9 @@ class Checks:
         self._store = store
         self._keyring = keyring
         self._verifier = verifier
-        # health: ok, suspect, rejected, exhausted
+        # result: the health that follows: ok, suspect, rejected, exhausted
         self._checks = Counter(
-            "x402jobs_key_checks", "Answers of upstream about stored keys.", ["health"], registry=registry
+            "x402jobs_key_checks", "Answers of upstream about stored keys.", ["result"], registry=registry
         )
 
     async def after_refusal(self, request: VerifyKey) -> StoredKey | None:
@@ -69,7 +70,7 @@ class Checks:
             return None
         after = await self._ask(owner, before, refused)
         if after is not None and after.health == "suspect" and needs_witnesses(after.rejections):
-            others_work = await self._others_work(owner, after)
+            others_work = await self._others_work_soon(owner, after)
             if is_dead(after.rejections, after.refused_for, others_work=others_work):
                 after = await self._reject(owner, after)
         if after is None:
@@ -93,6 +94,14 @@ class Checks:
             if after is not None:
                 await rows.log_access("verify", after.health, instance=self._bus.instance, version=after.version)
         return after
+
+    async def _others_work_soon(self, owner: str, doubted: StoredKey) -> bool | None:
+        """As `_others_work`; an upstream that takes longer than whoever asked can wait is not shown to work."""
+        try:
+            async with asyncio.timeout(_WITNESSES_S):
+                return await self._others_work(owner, doubted)
+        except TimeoutError:
+            return False
 
     async def _others_work(self, owner: str, doubted: StoredKey) -> bool | None:
         """Whether upstream accepts a key of another owner at this moment; None where it says nothing about any."""
@@ -142,7 +151,7 @@ class Checks:
             await self.check(owner)
         except (ServiceError, EnvelopeError) as error:
             code = error.code if isinstance(error, ServiceError) else ErrorCode.INTERNAL
-            log.warning("key_not_checked", code=code.value)
+            log.info("key_not_checked", code=code.value)
 
     async def keep_clean(self) -> None:
         """Erase what is over."""

@@ -55,7 +55,7 @@ ENVIRONMENT = {
     "JWT_ISSUER": "x402jobs-local",
     "JWT_AUDIENCE": "x402jobs",
 }
-SECRET_SETTING = re.compile(r"(password|secret|_keys|postgres_url)$")
+SECRET_SETTING = re.compile(r"(password|secret|_keys|_identity|postgres_url)$")
 
 
 def parties(entry: Rpc[Any, Any] | Event[Any] | Job[Any]) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ from contracts.subjects import KEYS_ACCESS_LIST, KEYS_LEASE
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from services.keys.guards.limits import MOST
-from services.runtime.identity import ExecutorIdentity
+from services.keys.main import build
+from services.runtime.identity import ExecutorIdentity, IdentityError
 from tests.integration.keys_parts import (
     INSTANCE,
     LIVE_KEY,
@@ -139,6 +140,15 @@ async def test_an_identity_is_replaced_while_both_are_trusted(
         assert 'x402jobs_key_leases_total{result="granted"} 2.0' in exposition
 
 
+@pytest.mark.parametrize("identities", ["", "AAAA", "c2hvcnQ="])
+def test_a_keys_service_that_trusts_nobody_is_not_built(
+    database: Database, nats_server: Nats, credentials: Credentials, identities: str
+) -> None:
+    settings = keys_settings(database, nats_server, credentials, executor_identities=identities)
+    with pytest.raises(IdentityError, match="EXECUTOR_IDENTITIES"):
+        build(settings)
+
+
 # Two replicas ---------------------------------------------------------------------------------------------------------
 
 
@@ -253,5 +263,49 @@ async def test_what_is_over_is_erased(database: Database, parties: Parties) -> N
             await service.close()
         counts = [await connection.fetchval(f"SELECT count(*) FROM keys.{table}") for table in tables]
         assert counts == [0, 0]
+    finally:
+        await connection.close()
+
+
+# The tables -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("attempts", "(owner, kind) VALUES ($1, 'guess')"),
+        (
+            "oauth_attempts",
+            "(owner, state_hash, master_key_id, locked_verifier, expires_at) VALUES ($1, sha256($1::bytea), 'k1', '', now())",
+        ),
+    ],
+)
+async def test_guards_of_others_are_neither_seen_nor_made(database: Database, table: str, row: str) -> None:
+    connection = await asyncpg.connect(database.dsn("keys"))
+    try:
+        for owner in ("alice", "bob"):
+            async with connection.transaction():
+                await connection.execute("SELECT set_config('app.user_id', $1, true)", owner)
+                await connection.execute(f"INSERT INTO keys.{table} {row}", owner)
+                assert await connection.fetchval(f"SELECT count(*) FROM keys.{table}") == 1
+        assert await connection.fetchval(f"SELECT count(*) FROM keys.{table}") == 0
+        assert await connection.execute(f"DELETE FROM keys.{table}") == "DELETE 0"
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(f"INSERT INTO keys.{table} {row}", "alice")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(f"UPDATE keys.{table} SET owner = 'mallory'")
+    finally:
+        await connection.close()
+
+
+async def test_a_spent_nonce_cannot_be_freed_by_the_service(database: Database) -> None:
+    connection = await asyncpg.connect(database.dsn("keys"))
+    try:
+        await connection.execute("INSERT INTO keys.lease_nonces (nonce) VALUES ('n')")
+        for statement in ("DELETE FROM keys.lease_nonces", "UPDATE keys.lease_nonces SET seen_at = '2000-01-01'"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(statement)
+        await connection.execute("SELECT keys.sweep()")
+        assert await connection.fetchval("SELECT count(*) FROM keys.lease_nonces") == 1
     finally:
         await connection.close()
