@@ -276,7 +276,7 @@ async def test_what_is_over_is_erased(database: Database, parties: Parties) -> N
         ("attempts", "(owner, kind) VALUES ($1, 'guess')"),
         (
             "oauth_attempts",
-            "(owner, state_hash, master_key_id, locked_verifier, expires_at) VALUES ($1, sha256($1::bytea), 'k1', '', now())",
+            "(owner, state_hash, master_key_id, locked_verifier, expires_at) VALUES ($1, uuid_send(gen_random_uuid()), '', '', now())",
         ),
     ],
 )
