@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from contracts.errors import ServiceError
+from contracts.errors import ErrorCode, ServiceError
 from contracts.keys import KeyRefusal, KeysChanged, Mode, VerifyKey
 from contracts.subjects import KEYS_LEASE, KEYS_VERIFY
 from services.runtime.bus import Bus
@@ -59,10 +59,17 @@ class KeyLeases:
         return await asyncio.shield(asking)
 
     async def _ask(self, owner: str) -> Lease:
-        reply = await self._bus.call(
-            KEYS_LEASE,
-            self._identity.lease_request(owner, self._bus.instance, self._recipient.public_key, datetime.now(UTC)),
-        )
+        request = self._identity.lease_request(owner, self._bus.instance, self._recipient.public_key, datetime.now(UTC))
+        try:
+            reply = await self._bus.call(KEYS_LEASE, request)
+        except ServiceError as error:
+            if error.code is not ErrorCode.FORBIDDEN:
+                raise
+            # Not the caller's doing: this deployment is set up wrongly, or a clock is.
+            log.critical("lease_forbidden", reason=str(error))
+            raise ServiceError(
+                ErrorCode.UNAVAILABLE, "The key behind this resource cannot be used at the moment; try again later."
+            ) from None
         api_key = self._recipient.open(reply.sealed, lease_context(owner, self._bus.instance)).decode()
         return Lease(api_key, reply.mode, reply.version, reply.expires_at)
 

@@ -4,8 +4,9 @@ answers the exchange as a test says."""
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from nats.aio.msg import Msg
 
 from contracts.errors import ErrorCode, ServiceError
 from contracts.keys import BeginOAuth, CompleteOAuth, KeyStatus, OAuthBegun
@@ -26,6 +28,7 @@ from deploy.local.service import Sandbox
 from services.keys.guards import oauth
 from services.keys.guards.limits import MOST
 from tests.integration.keys_parts import Parties, keys_running, keys_settings, parties_around
+from tests.integration.test_keys_process import everything_stored, forms_of, keys_process, started
 from tests.stack import ROOT, Database
 
 CALLBACK = "http://localhost:8403/openrouter/callback?tab=keys"
@@ -232,9 +235,7 @@ class Exchange:
 
 
 @asynccontextmanager
-async def exchanging(
-    database: Database, nats: Nats, credentials: Credentials
-) -> AsyncIterator[tuple[Exchange, Parties]]:
+async def answering() -> AsyncIterator[Exchange]:
     port = free_port()
     answers = Exchange(f"http://{HOST}:{port}/api/v1")
     app = web.Application()
@@ -243,15 +244,23 @@ async def exchanging(
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, HOST, port).start()
-    settings = keys_settings(
-        database, nats, credentials, openrouter_url=answers.url, openrouter_auth_url="https://openrouter.ai/auth",
-        oauth_callback_origins="https://console.example.com, https://other.example.com/",
-    )  # fmt: skip
     try:
-        async with keys_running(settings), parties_around(nats, credentials) as parties:
-            yield answers, parties
+        yield answers
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def exchanging(
+    database: Database, nats: Nats, credentials: Credentials
+) -> AsyncIterator[tuple[Exchange, Parties]]:
+    async with answering() as answers:
+        settings = keys_settings(
+            database, nats, credentials, openrouter_url=answers.url, openrouter_auth_url="https://openrouter.ai/auth",
+            oauth_callback_origins="https://console.example.com, https://other.example.com/",
+        )  # fmt: skip
+        async with keys_running(settings), parties_around(nats, credentials) as parties:
+            yield answers, parties
 
 
 @pytest.mark.parametrize(
@@ -324,3 +333,40 @@ async def test_a_silent_exchange_is_given_up(
             await complete(parties, "alice", begun.state, "the-code")
         answers.hold.set()
         assert refused.value.code is ErrorCode.UNAVAILABLE
+
+
+async def test_neither_verifier_nor_key_is_found_anywhere(
+    database: Database, nats_server: Nats, credentials: Credentials, tmp_path: Path
+) -> None:
+    heard: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.data)
+
+    async with answering() as answers, parties_around(nats_server, credentials) as parties:
+        await parties.observer.nc.subscribe(">", cb=hear)
+        await parties.observer.nc.flush()
+        process = keys_process(
+            database, nats_server, credentials, tmp_path / "keys.log",
+            OPENROUTER_URL=answers.url, OPENROUTER_AUTH_URL="https://openrouter.ai/auth",
+        )  # fmt: skip
+        stored = ""
+        async with started(process):
+            for status, body in ((403, b""), (500, MADE_KEY.encode()), (200, b'{"key": "' + MADE_KEY.encode() + b'"}')):
+                answers.status, answers.body = status, body
+                begun = await begin(parties, "alice")
+                stored += await everything_stored(database)
+                with suppress(ServiceError):
+                    await complete(parties, "alice", begun.state, "the-code")
+            assert (await parties.status("alice")).connected
+            stored += await everything_stored(database)
+            await parties.observer.nc.flush()
+        log = process.child.log.read_text()
+    everything = "\n".join([log, stored, *(message.decode(errors="replace") for message in heard)])
+    secrets = [MADE_KEY, *(asked["code_verifier"] for asked in answers.asked)]
+    assert len(secrets) == 4
+    for secret in secrets:
+        for form in forms_of(secret):
+            assert form.lower() not in everything.lower()
+    assert begun.state not in stored
+    assert begun.state not in log
