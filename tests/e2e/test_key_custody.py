@@ -45,7 +45,7 @@ async def test_no_run_fails_while_the_key_is_replaced_again_and_again(custody: S
                     failures.append(answer.text)
 
         running = [asyncio.create_task(keep_running(person)) for person in (creator, elsewhere) for _ in range(4)]
-        keys = [f"sk-or-test-{uuid4().hex}" for _ in range(12)]
+        keys = [f"sk-or-test-{uuid4().int}" for _ in range(12)]
         for number, key in enumerate(keys, start=2):
             status = good(await creator.http.put(KEY_PATH, json={"api_key": key}))
             assert (status["version"], status["hint"][-4:]) == (number, key[-4:])
@@ -71,7 +71,7 @@ async def test_no_run_fails_while_the_keys_services_restart_one_after_the_other(
             while not stop.is_set():
                 await creator.result(resource["id"])
                 # A replaced key makes executors ask for a lease again, whichever keys service is up.
-                good(await creator.http.put(KEY_PATH, json={"api_key": f"sk-or-test-{uuid4().hex}"}))
+                good(await creator.http.put(KEY_PATH, json={"api_key": f"sk-or-test-{uuid4().int}"}))
                 runs += 1
                 await asyncio.sleep(0.2)
             return runs
@@ -135,7 +135,7 @@ async def test_the_access_log_tells_the_whole_life_of_a_key(custody: Stack) -> N
     async with connected(custody, "creator") as creator:
         resource = await creator.publish()
         await creator.result(resource["id"])
-        good(await creator.http.put(KEY_PATH, json={"api_key": f"sk-or-test-{uuid4().hex}"}))
+        good(await creator.http.put(KEY_PATH, json={"api_key": f"sk-or-test-{uuid4().int}"}))
         problem(await creator.http.put(KEY_PATH, json={"api_key": "sk-or-test-dead-one"}), 422, "key_rejected")
         await creator.post(f"{KEY_PATH}/test")
         good(await creator.http.delete(KEY_PATH))
