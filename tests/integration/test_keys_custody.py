@@ -1,36 +1,23 @@
-"""Custody over time, on a real database and bus: an access log that tells when it was tampered with, a ring that changes while the
-service runs, a rotation that stops for nobody, and nothing left of a key that was disconnected."""
+"""What is left to be seen of a key: an access log that tells when it was tampered with, and nothing that opens after a disconnect."""
 
 import asyncio
-import base64
-import secrets
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 import pytest
 import pytest_asyncio
-from pydantic import SecretStr
-from structlog.testing import capture_logs
 
 from contracts.errors import ErrorCode, ServiceError
 from contracts.keys import Access, AccessPage, ListAccess
 from contracts.subjects import KEYS_ACCESS_LIST
-from deploy.local.credentials import Credentials, write_private
+from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from deploy.local.postgres import Postgres
-from services.keys import ring as ring_module
-from services.keys import rotate as rotation_module
 from services.keys.audit import read_heads, walk, write_heads
-from services.keys.envelope import lock, unlock
-from services.keys.facts import KeyFacts
-from services.keys.recipient import Recipients, unlock_pair
-from services.keys.ring import RingError
-from services.keys.rotate import rotate
 from services.keys.store import Head, Store
 from services.runtime.postgres import create_pool
-from services.runtime.sealing import Keyring
+from tests.integration.custody_parts import log
 from tests.integration.keys_parts import (
     LIVE_KEY,
     OTHER_KEY,
@@ -42,14 +29,6 @@ from tests.integration.keys_parts import (
     running_upstream,
 )
 from tests.stack import ROOT, Database
-
-
-def master_key(key_id: str) -> str:
-    return f"{key_id}:{base64.b64encode(secrets.token_bytes(32)).decode()}"
-
-
-OLD, NEW = master_key("k1"), master_key("k2")
-OLD_RING, BOTH, NEW_RING = (Keyring.parse(text) for text in (OLD, f"{NEW},{OLD}", NEW))
 
 
 @pytest_asyncio.fixture
@@ -71,26 +50,6 @@ async def superuser(database: Database) -> AsyncIterator[asyncpg.Connection]:
 async def upstream() -> AsyncIterator[Upstream]:
     async with running_upstream() as running:
         yield running
-
-
-async def keep(store: Store, owner: str, keyring: Keyring = OLD_RING) -> None:
-    key = SecretStr(f"sk-or-v1-of-{owner}")
-    async with store.rows_of(owner) as rows:
-        version = await rows.next_version()
-        await rows.put(lock(key, owner, version, keyring), "live", "sk-or-v1-…", KeyFacts())
-
-
-async def log(store: Store, owner: str, entries: int) -> None:
-    for number in range(entries):
-        async with store.rows_of(owner) as rows:
-            await rows.log_access("lease", "granted", instance=f"executor-{number}", version=1)
-
-
-async def opened_key(store: Store, owner: str, keyring: Keyring) -> str:
-    async with store.rows_of(owner) as rows:
-        stored = await rows.key()
-    assert stored is not None
-    return unlock(stored.envelope, owner, keyring).get_secret_value()
 
 
 # The access log -------------------------------------------------------------------------------------------------------
@@ -304,189 +263,6 @@ async def test_a_lease_log_of_before_becomes_an_access_log_that_is_whole(postgre
     finally:
         await connection.close()
     assert (audit.chains, audit.entries, audit.broken) == (3, 20, {})
-
-
-# A ring that changes --------------------------------------------------------------------------------------------------
-
-
-async def master_key_of(superuser: asyncpg.Connection, owner: str) -> str:
-    found: str = await superuser.fetchval(
-        "SELECT master_key_id FROM keys.user_openrouter_integrations WHERE owner = $1", owner
-    )
-    return found
-
-
-async def instances_hold(superuser: asyncpg.Connection, ids: list[str]) -> None:
-    """Returns once the one instance says that it holds these master keys, the first active."""
-    async with asyncio.timeout(10):
-        while await superuser.fetchval("SELECT master_key_ids FROM keys.instances") != ids:  # noqa: ASYNC110 - a table says nothing by itself
-            await asyncio.sleep(0.05)
-
-
-async def test_a_running_service_follows_its_ring(
-    database: Database,
-    nats_server: Nats,
-    credentials: Credentials,
-    upstream: Upstream,
-    superuser: asyncpg.Connection,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ring_module, "FOLLOW_S", 0.1)
-    ring = tmp_path / "master-keys"
-    write_private(ring, OLD)
-    settings = keys_settings(
-        database, nats_server, credentials, openrouter_url=upstream.url, master_keys=None, master_keys_file=ring
-    )
-    with capture_logs() as logs:
-        async with keys_running(settings), parties_around(nats_server, credentials) as parties:
-            await parties.connect("alice", LIVE_KEY)
-            write_private(ring, f"{NEW},{OLD}")
-            await instances_hold(superuser, ["k2", "k1"])
-            await parties.connect("bob", OTHER_KEY)
-            assert [await master_key_of(superuser, owner) for owner in ("alice", "bob")] == ["k1", "k2"]
-            assert parties.opened(await parties.lease("alice"), "alice") == LIVE_KEY
-
-            for unusable in (NEW, f"{NEW},{master_key('k1')}", "nonsense", "k1:ü"):
-                logs.clear()
-                write_private(ring, unusable)
-                async with asyncio.timeout(10):
-                    while not any(entry["event"] == "master_keys_refused" for entry in logs):  # noqa: ASYNC110
-                        await asyncio.sleep(0.05)
-                assert parties.opened(await parties.lease("alice"), "alice") == LIVE_KEY
-                refusal = next(entry for entry in logs if entry["event"] == "master_keys_refused")
-                assert refusal["held"] == ["k2", "k1"]
-                assert OLD.partition(":")[2] not in str(refusal)
-
-            ring.unlink()
-            write_private(ring, NEW)
-            # Refused while alice's key needs the other one, and taken as soon as nothing does.
-            await parties.disconnect("alice")
-            await instances_hold(superuser, ["k2"])
-            assert parties.opened(await parties.lease("bob"), "bob") == OTHER_KEY
-        assert await superuser.fetchval("SELECT count(*) FROM keys.instances") == 0
-
-
-async def test_a_service_says_how_much_a_rotation_has_still_to_do(
-    database: Database, nats_server: Nats, credentials: Credentials, store: Store
-) -> None:
-    for owner in ("alice", "bob", "carol"):
-        await keep(store, owner)
-    await Recipients(store, OLD_RING).current()
-    settings = keys_settings(database, nats_server, credentials, master_keys=SecretStr(f"{NEW},{OLD}"))
-    async with keys_running(settings) as service:
-        async with asyncio.timeout(10):
-            while service.registry.get_sample_value("x402jobs_keys_under_old_master_key", {"kind": "data_key"}) != 3:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-        assert service.registry.get_sample_value("x402jobs_keys_under_old_master_key", {"kind": "key_pair"}) == 1
-
-
-# Rotation -------------------------------------------------------------------------------------------------------------
-
-
-async def test_rotation_puts_data_keys_and_key_pairs_under_the_active_master_key(store: Store) -> None:
-    for owner in ("alice", "bob"):
-        await keep(store, owner)
-    await keep(store, "carol", BOTH)
-    pair = await Recipients(store, OLD_RING).current()
-    said: list[str] = []
-    rotation = await rotate(store, BOTH, said.append)
-    assert (rotation.total, rotation.done, rotation.failed) == (3, 3, {})
-    assert said[-1].startswith("3 of 3 keys under the new master key (100 %")
-    for owner in ("alice", "bob", "carol"):
-        assert await opened_key(store, owner, NEW_RING) == f"sk-or-v1-of-{owner}"
-    stored = await store.recipient_named(pair.key_id)
-    assert stored is not None
-    assert unlock_pair(stored, NEW_RING).private_bytes == pair.private_bytes
-    assert (await Recipients(store, Keyring.parse(f"{OLD},{NEW}")).current()).key_id == pair.key_id
-    assert {uses.master_key_id for uses in await store.master_key_uses()} == {"k2"}
-    assert (await rotate(store, BOTH, said.append)).total == 0
-
-
-async def test_two_rotations_at_once_share_the_work(store: Store) -> None:
-    owners = [f"owner-{number:03d}" for number in range(60)]
-    for owner in owners:
-        await keep(store, owner)
-    rotations = await asyncio.gather(*(rotate(store, BOTH, lambda _: None) for _ in range(2)))
-    assert sum(rotation.done for rotation in rotations) == 60
-    for owner in owners:
-        assert await opened_key(store, owner, NEW_RING) == f"sk-or-v1-of-{owner}"
-
-
-async def test_rotation_leaves_a_key_alone_that_was_replaced_meanwhile(store: Store) -> None:
-    await keep(store, "alice")
-    async with store.rows_of("alice") as rows:
-        before = await rows.key()
-    assert before is not None
-    await keep(store, "alice")
-    async with store.rows_of("alice") as rows:
-        assert not await rows.rewrap(
-            before.envelope, replace(before.envelope, master_key_id="k2", wrapped_data_key=b"")
-        )
-    assert await opened_key(store, "alice", OLD_RING) == "sk-or-v1-of-alice"
-
-
-async def test_rotation_names_a_key_that_does_not_open_and_does_the_others(
-    store: Store, superuser: asyncpg.Connection
-) -> None:
-    for owner in ("alice", "bob", "carol"):
-        await keep(store, owner)
-    await superuser.execute(
-        "UPDATE keys.user_openrouter_integrations SET wrapped_data_key = '\\x00' || wrapped_data_key WHERE owner = 'bob'"
-    )
-    rotation = await rotate(store, BOTH, lambda _: None)
-    assert rotation.done == 2
-    assert list(rotation.failed) == ["bob"]
-    assert [await opened_key(store, owner, NEW_RING) for owner in ("alice", "carol")] == [
-        "sk-or-v1-of-alice",
-        "sk-or-v1-of-carol",
-    ]
-
-
-async def test_rotation_is_refused_when_the_ring_lacks_a_key_in_use(store: Store) -> None:
-    await keep(store, "alice")
-    with pytest.raises(RingError, match="need master key 'k1', which is not in the ring"):
-        await rotate(store, NEW_RING, lambda _: None)
-
-
-@pytest.mark.parametrize("held", [["k1"], ["k1", "k2"]])
-async def test_rotation_changes_nothing_while_an_instance_has_another_ring(
-    store: Store, monkeypatch: pytest.MonkeyPatch, held: list[str]
-) -> None:
-    monkeypatch.setattr(rotation_module, "_WAIT_S", 0.3)
-    await keep(store, "alice")
-    await store.announce("keys-1", ["k2", "k1"])
-    await store.announce("keys-2", held)
-    said: list[str] = []
-    with pytest.raises(RingError, match="keys-2 still does not have 'k2' first in their ring: nothing was changed"):
-        await rotate(store, BOTH, said.append)
-    assert said == ["waiting for keys-2 to have 'k2' first in their ring"]
-    assert await opened_key(store, "alice", OLD_RING) == "sk-or-v1-of-alice"
-    await store.withdraw("keys-2")
-    assert (await rotate(store, BOTH, said.append)).done == 1
-
-
-async def test_rotation_stops_when_an_instance_starts_with_another_ring(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rotation_module, "_OWNERS_PER_PAGE", 2)
-    for number in range(6):
-        await keep(store, f"owner-{number}")
-    seen = 0
-    look = store.announced
-
-    async def starts_later(within_s: float) -> dict[str, list[str]]:
-        nonlocal seen
-        seen += 1
-        if seen == 3:
-            await store.announce("keys-9", ["k1"])
-        return await look(within_s)
-
-    monkeypatch.setattr(store, "announced", starts_later)
-    with pytest.raises(RingError, match="keys-9 started with another ring"):
-        await rotate(store, BOTH, lambda _: None)
-    uses = {uses.master_key_id: uses.count for uses in await store.master_key_uses()}
-    assert uses == {"k1": 4, "k2": 2}
 
 
 # Disconnect -----------------------------------------------------------------------------------------------------------
