@@ -7,10 +7,10 @@ INSTALLED := $(VENV)/.installed
 export LOCAL_DIR ?= .local
 
 .DEFAULT_GOAL := help
-.PHONY: help run token test test-fast check format documents nats-permissions compatibility bench lock install-hooks clean
+.PHONY: help run token test test-fast coverage-keys check format rotate-master-key master-key-in-use verify-access-log documents nats-permissions compatibility bench lock install-hooks clean
 
 help: ## Print this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 # The lock holds the exact versions and hashes of everything; the project itself is used from this folder.
 $(INSTALLED): requirements.lock
@@ -33,6 +33,10 @@ test: $(INSTALLED) ## Run all tests, on a real NATS, a real Postgres and real pr
 test-fast: $(INSTALLED) ## Run the tests that need no servers
 	@$(BIN)/python -m pytest tests/unit tests/contract
 
+coverage-keys: $(INSTALLED) ## Show that every line that decides about a secret is run by a test
+	@$(BIN)/python -m coverage run -m pytest tests/integration/test_keys_*.py tests/unit/test_keys_*.py tests/unit/test_sealing.py
+	@$(BIN)/python -m coverage report
+
 check: $(INSTALLED) ## Lint, types, and whether the generated documents are up to date
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -42,6 +46,17 @@ check: $(INSTALLED) ## Lint, types, and whether the generated documents are up t
 format: $(INSTALLED) ## Format the code and mend what can be mended
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# With POSTGRES_URL (the role x402_keys) and MASTER_KEYS_FILE in the environment these work on that deployment, without them on
+# the stack that runs in LOCAL_DIR.
+rotate-master-key: $(INSTALLED) ## Put all keys under a new master key while everything runs; goes on where it was interrupted
+	@$(BIN)/python -m $(if $(POSTGRES_URL),services.keys.rotate,deploy.local rotate-master-key)
+
+master-key-in-use: $(INSTALLED) ## Say whether a master key is still needed: make master-key-in-use ID=k1
+	@$(BIN)/python -m $(if $(POSTGRES_URL),services.keys.rotate --in-use,deploy.local master-key-in-use) $(ID)
+
+verify-access-log: $(INSTALLED) ## Walk every owner's access log and name broken links: make verify-access-log [HEADS=file]
+	@$(BIN)/python -m $(if $(POSTGRES_URL),services.keys.audit $(if $(HEADS),--heads $(HEADS)),deploy.local verify-access-log)
 
 documents: $(INSTALLED) ## Write contracts/schemas and contracts/asyncapi.json from the registry
 	@$(BIN)/python -m contracts.document

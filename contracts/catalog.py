@@ -254,6 +254,9 @@ class Availability(Contract):
 
     available: bool
     reason: str | None = None
+    code: Literal["key_missing", "key_rejected"] | None = Field(
+        default=None, description="What a run would fail with where it is the owner's key that is wanting."
+    )
     replacement: str | None = Field(default=None, description="A model that could take over.")
 
 

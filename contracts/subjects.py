@@ -113,22 +113,28 @@ KEYS_CONNECT = Rpc[keys.ConnectKey, keys.KeyStatus](
 KEYS_STATUS = Rpc[keys.OwnerRef, keys.KeyStatus](
     "keys.status", keys.OwnerRef, keys.KeyStatus, "keys", ("gateway",), 5, True, "What the owner may know of their key."
 )
-KEYS_VERIFY = Rpc[keys.OwnerRef, keys.KeyStatus](
-    "keys.verify",
-    keys.OwnerRef,
-    keys.KeyStatus,
-    "keys",
-    ("gateway", "executor"),
-    20,
-    True,
-    "Ask upstream about the stored key now; an executor does when upstream refused it.",
-)
+KEYS_VERIFY = Rpc[keys.VerifyKey, keys.KeyStatus](
+    "keys.verify", keys.VerifyKey, keys.KeyStatus, "keys", ("gateway", "executor"), 20, True,
+    "Ask upstream about the stored key now.",
+)  # fmt: skip
+KEYS_OAUTH_BEGIN = Rpc[keys.BeginOAuth, keys.OAuthBegun](
+    "keys.oauth.begin", keys.BeginOAuth, keys.OAuthBegun, "keys", ("gateway",), 5, False,
+    "Where to send the browser so that OpenRouter makes a key for us.",
+)  # fmt: skip
+KEYS_OAUTH_COMPLETE = Rpc[keys.CompleteOAuth, keys.KeyStatus](
+    "keys.oauth.complete", keys.CompleteOAuth, keys.KeyStatus, "keys", ("gateway",), 25, False,
+    "Fetch the key that OpenRouter made and connect it; only for whoever began.",
+)  # fmt: skip
 KEYS_DISCONNECT = Rpc[keys.OwnerRef, keys.KeyStatus](
     "keys.disconnect", keys.OwnerRef, keys.KeyStatus, "keys", ("gateway",), 5, True, "Erase the owner's key."
 )
 KEYS_LEASE = Rpc[keys.LeaseKey, keys.KeyLease](
     "keys.lease", keys.LeaseKey, keys.KeyLease, "keys", ("executor",), 5, True,
     "The key of one owner for a minute, sealed to the executor that asks.",
+)  # fmt: skip
+KEYS_ACCESS_LIST = Rpc[keys.ListAccess, keys.AccessPage](
+    "keys.access.list", keys.ListAccess, keys.AccessPage, "keys", ("gateway",), 5, True,
+    "What was done with the owner's key, newest first.",
 )  # fmt: skip
 KEYS_CHANGED = Event[keys.KeysChanged](
     "keys.changed",

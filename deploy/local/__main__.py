@@ -1,5 +1,6 @@
 """`python -m deploy.local run` is what `make run` calls: the whole stack in one terminal until Ctrl-C. `token` prints a bearer
-token for another user of it. Where things are and how many of each comes from the environment, see README."""
+token for another user of it; the other verbs work on its master keys and its access log. Where things are and how many of each
+comes from the environment, see README."""
 
 import argparse
 import asyncio
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deploy.local import demo
+from deploy.local import custody, demo
 from deploy.local.credentials import load_credentials
 from deploy.local.process import ProcessError
 from deploy.local.settings import settings_from
@@ -32,11 +33,24 @@ def main() -> int:
     token = commands.add_parser("token", help="print a bearer token")
     token.add_argument("--user", default=demo.USER)
     token.add_argument("--admin", action="store_true")
+    commands.add_parser("rotate-master-key", help="put all keys of the running stack under a new master key")
+    in_use = commands.add_parser(
+        "master-key-in-use", help="say whether a master key of the running stack is still needed"
+    )
+    in_use.add_argument("id")
+    commands.add_parser("verify-access-log", help="walk the access log of every owner")
     arguments = parser.parse_args()
     directory = Path(os.environ.get("LOCAL_DIR") or ".local")
     try:
-        if arguments.command == "token":
-            return _print_token(directory, arguments.user, admin=arguments.admin)
+        match arguments.command:
+            case "token":
+                return _print_token(directory, arguments.user, admin=arguments.admin)
+            case "rotate-master-key":
+                return custody.rotate_master_key(directory)
+            case "master-key-in-use":
+                return custody.master_key_in_use(directory, arguments.id)
+            case "verify-access-log":
+                return custody.verify_access_log(directory)
         return asyncio.run(_run(directory))
     except (RuntimeError, ValueError) as error:
         print(f"\n{error}", file=sys.stderr)
@@ -55,6 +69,7 @@ async def _run(directory: Path) -> int:
     stack = Stack(
         directory,
         gateway_port=_number("GATEWAY_PORT", GATEWAY_PORT),
+        keys=_number("KEYS", 1),
         executors=_number("EXECUTORS", 1),
         gateways=_number("GATEWAYS", 1),
         settings=settings_from(os.environ),

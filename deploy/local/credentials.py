@@ -1,6 +1,7 @@
 """The secrets of one local stack: drawn once, kept in `secrets.json` with mode 0600, and the same at every later
 start, because the data beside them is readable only with them. What a later version needs and the file lacks is added
-to it."""
+to it. The master keys have a file of their own, `master-keys`: the keys service reads it itself, so that no environment
+holds them and rotation reaches the service while it runs."""
 
 import base64
 import json
@@ -8,6 +9,8 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
 def write_private(path: Path, text: str) -> None:
@@ -45,14 +48,35 @@ class Credentials:
     postgres_passwords: dict[str, str]
 
     @property
+    def master_keys_file(self) -> Path:
+        """Where the keyring of the keys service is; a new stack gets one key."""
+        file = self.path.with_name("master-keys")
+        if not file.exists():
+            write_private(file, self.values.get("master_keys") or _key_ring())
+        if self.values.pop("master_keys", None) is not None:
+            self._write()
+        return file
+
+    @property
     def master_keys(self) -> str:
-        """The keyring of the keys service."""
-        return self._value("master_keys", _key_ring())
+        """The keyring of the keys service, as it is now."""
+        return self.master_keys_file.read_text()
 
     @property
     def result_keys(self) -> str:
         """The keyring under which the executor keeps results."""
         return self._value("result_keys", _key_ring())
+
+    @property
+    def executor_identity(self) -> str:
+        """The seed of the pair with which executors sign their requests for keys."""
+        return self._value("executor_identity", base64.b64encode(secrets.token_bytes(32)).decode())
+
+    @property
+    def executor_identities(self) -> str:
+        """Its public half, which the keys service trusts."""
+        private_key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(self.executor_identity))
+        return base64.b64encode(private_key.public_key().public_bytes_raw()).decode()
 
     @property
     def media_name_secret(self) -> str:
@@ -83,9 +107,12 @@ class Credentials:
     def _keep(self, section: dict[str, str], name: str, drawn: str) -> str:
         if name not in section:
             section[name] = drawn
-            kept = {"values": self.values, "nats": self.nats_passwords, "postgres": self.postgres_passwords}
-            write_private(self.path, json.dumps(kept, indent=2) + "\n")
+            self._write()
         return section[name]
+
+    def _write(self) -> None:
+        kept = {"values": self.values, "nats": self.nats_passwords, "postgres": self.postgres_passwords}
+        write_private(self.path, json.dumps(kept, indent=2) + "\n")
 
 
 def load_credentials(directory: Path) -> Credentials:

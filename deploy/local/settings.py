@@ -7,7 +7,7 @@ from pathlib import Path
 COMMON = ("LOG_LEVEL", "LOG_FORMAT")
 OWN = {
     "sandbox": (),
-    "keys": ("OPENROUTER_URL",),
+    "keys": ("OPENROUTER_URL", "OPENROUTER_AUTH_URL", "OAUTH_CALLBACK_ORIGINS"),
     "catalog": (),
     "executor": (
         "OPENROUTER_URL",

@@ -32,7 +32,7 @@ CONSOLE_PORT = 8403
 class Stack:
     """One stack in one directory.
 
-    `parts` holds everything it runs, by name: `nats`, `postgres`, `sandbox`, `keys`, `catalog`, `executor`, `executor-2`, …,
+    `parts` holds everything it runs, by name: `nats`, `postgres`, `sandbox`, `keys`, `keys-2`, …, `catalog`, `executor`, …,
     `gateway`, `gateway-2`, … `gateway_port` None picks free ones. `settings` are variables for all processes of a service
     (or the sandbox), beyond those it needs. `observer` adds the bus user that hears everything, for tests.
     """
@@ -42,6 +42,7 @@ class Stack:
         directory: Path,
         *,
         gateway_port: int | None = None,
+        keys: int = 1,
         executors: int = 1,
         gateways: int = 1,
         settings: Mapping[str, Mapping[str, str]] | None = None,
@@ -51,7 +52,7 @@ class Stack:
         self.parts: dict[str, Part] = {}
         self.gateway_urls: list[str] = []
         self._settings = settings or {}
-        self._replicas = {"keys": 1, "catalog": 1, "executor": executors, "gateway": gateways}
+        self._replicas = {"keys": keys, "catalog": 1, "executor": executors, "gateway": gateways}
         self._gateway_port = gateway_port
         self._lock = _lock(self.directory)
         try:
@@ -191,8 +192,10 @@ class Stack:
             case "keys":
                 return {
                     "POSTGRES_URL": self.dsn(kind),
-                    "MASTER_KEYS": credentials.master_keys,
+                    "MASTER_KEYS_FILE": str(credentials.master_keys_file),
+                    "EXECUTOR_IDENTITIES": credentials.executor_identities,
                     "SANDBOX_URL": sandbox,
+                    "OPENROUTER_AUTH_URL": sandbox.removesuffix("/api/v1") + "/auth",
                 }
             case "catalog":
                 return {"POSTGRES_URL": self.dsn(kind), "CATALOG_UPSTREAM_URL": sandbox}
@@ -200,6 +203,7 @@ class Stack:
                 return {
                     "POSTGRES_URL": self.dsn(kind),
                     "SANDBOX_URL": sandbox,
+                    "EXECUTOR_IDENTITY": credentials.executor_identity,
                     "RESULT_KEYS": credentials.result_keys,
                     "MEDIA_NAME_SECRET": credentials.media_name_secret,
                     "PUBLIC_URL": public_url,

@@ -1,4 +1,4 @@
-"""The routes of the stand-in: catalog, key, credits, generations, and the ledger that tests read."""
+"""The routes of the stand-in: catalog, key, credits, generations, OAuth, and the ledger that tests read."""
 
 import hashlib
 import time
@@ -20,6 +20,7 @@ from deploy.sandbox.chat import Chat, Key, Replay, read_key, refusal_response
 from deploy.sandbox.errors import Refusal
 from deploy.sandbox.ledger import Call, Ledger
 from deploy.sandbox.modes import MODES
+from deploy.sandbox.oauth import OAuth
 from deploy.sandbox.recordings import Recording, load_recordings
 from deploy.sandbox.wire import number
 
@@ -71,6 +72,7 @@ def build(settings: Settings) -> web.Application:
     catalog, ledger = Catalog(settings.catalog, extra), Ledger()
     chat = Chat(catalog, recordings, ledger, settings.first_token_s, settings.tokens_per_s)
     api = _Api(catalog, recordings, ledger)
+    oauth = OAuth()
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.router.add_post("/api/v1/chat/completions", chat.handle)
     app.router.add_get("/api/v1/models", api.models)
@@ -79,6 +81,8 @@ def build(settings: Settings) -> web.Application:
     app.router.add_get("/api/v1/key", api.key)
     app.router.add_get("/api/v1/credits", api.credits)
     app.router.add_get("/api/v1/generation", api.generation)
+    app.router.add_get("/auth", oauth.page)
+    app.router.add_post("/api/v1/auth/keys", oauth.exchange)
     app.router.add_get("/sandbox/calls", api.calls)
     app.router.add_post("/sandbox/reset", api.reset)
     app.on_response_prepare.append(_trim_headers)

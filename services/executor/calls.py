@@ -198,8 +198,9 @@ class Calls:
         if fault is not None:
             attempt.code = fault.code
             self._metrics.upstream_errors.labels(fault.code.value).inc()
-            if fault.health is not None:
-                self._leases.doubt(run.prepared.resource.owner)
+            match fault.code:
+                case ErrorCode.KEY_REJECTED | ErrorCode.CREDITS_EXHAUSTED | ErrorCode.SPEND_LIMIT if fault.health:
+                    self._leases.doubt(run.prepared.resource.owner, run.prepared.lease.version, fault.code)
         attempt.settle(cost_usd, billed=fault.billed if fault is not None else "maybe")
 
 

@@ -13,10 +13,11 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from contracts.errors import ServiceError
-from contracts.keys import KeysChanged, LeaseKey, Mode, OwnerRef
+from contracts.errors import ErrorCode, ServiceError
+from contracts.keys import KeyRefusal, KeysChanged, Mode, VerifyKey
 from contracts.subjects import KEYS_LEASE, KEYS_VERIFY
 from services.runtime.bus import Bus
+from services.runtime.identity import ExecutorIdentity
 from services.runtime.sealing import RecipientKey, lease_context
 
 log = structlog.get_logger()
@@ -36,8 +37,9 @@ class Lease:
 class KeyLeases:
     """At most one lease, and one request for it, per owner at a time."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, identity: ExecutorIdentity) -> None:
         self._bus = bus
+        self._identity = identity
         self._recipient = RecipientKey.generate(bus.instance)
         self._held: dict[str, Lease] = {}
         self._asking: dict[str, asyncio.Task[Lease]] = {}
@@ -57,10 +59,17 @@ class KeyLeases:
         return await asyncio.shield(asking)
 
     async def _ask(self, owner: str) -> Lease:
-        reply = await self._bus.call(
-            KEYS_LEASE,
-            LeaseKey(owner=owner, instance=self._bus.instance, recipient_public_key=self._recipient.public_key),
-        )
+        request = self._identity.lease_request(owner, self._bus.instance, self._recipient.public_key, datetime.now(UTC))
+        try:
+            reply = await self._bus.call(KEYS_LEASE, request)
+        except ServiceError as error:
+            if error.code is not ErrorCode.FORBIDDEN:
+                raise
+            # Not the caller's doing: this deployment is set up wrongly, or a clock is.
+            log.critical("lease_forbidden", reason=str(error))
+            raise ServiceError(
+                ErrorCode.UNAVAILABLE, "The key behind this resource cannot be used at the moment; try again later."
+            ) from None
         api_key = self._recipient.open(reply.sealed, lease_context(owner, self._bus.instance)).decode()
         return Lease(api_key, reply.mode, reply.version, reply.expires_at)
 
@@ -70,20 +79,23 @@ class KeyLeases:
             if not task.cancelled() and task.exception() is None:
                 self._held[owner] = task.result()
 
-    def doubt(self, owner: str) -> None:
-        """Upstream refused this key: have the keys service ask about it, in its own time and not too often."""
+    def doubt(self, owner: str, version: int, refused: KeyRefusal) -> None:
+        """Upstream refused a run with this key: have the keys service ask about it, in its own time and not too often."""
+        held = self._held.get(owner)
+        if held is not None and held.version > version:
+            return
         self._held.pop(owner, None)
         now = time.monotonic()
         if self._doubted.get(owner, 0) < now:
             self._doubted = {known: until for known, until in self._doubted.items() if until > now}
             self._doubted[owner] = now + _DOUBT_AGAIN_S
-            task = asyncio.create_task(self._verify(owner))
+            task = asyncio.create_task(self._verify(VerifyKey(owner=owner, version=version, refused=refused)))
             self._verifying.add(task)
             task.add_done_callback(self._verifying.discard)
 
-    async def _verify(self, owner: str) -> None:
+    async def _verify(self, request: VerifyKey) -> None:
         try:
-            status = await self._bus.call(KEYS_VERIFY, OwnerRef(owner=owner))
+            status = await self._bus.call(KEYS_VERIFY, request)
             log.info("key_verified", health=status.health)
         except ServiceError as error:
             log.info("key_not_verified", code=error.code.value)

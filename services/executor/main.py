@@ -45,6 +45,8 @@ from services.executor.slots import Slots
 from services.executor.store import Store
 from services.executor.upstream import Upstream
 from services.runtime.bus import Bus
+from services.runtime.hardening import deny_dumps
+from services.runtime.identity import ExecutorIdentity
 from services.runtime.postgres import connect, create_pool, ping
 from services.runtime.sealing import Keyring
 from services.runtime.service import Hook, Service, run
@@ -59,6 +61,7 @@ class Settings(ServiceSettings):
     openrouter_url: str = "https://openrouter.ai/api/v1"
     sandbox_url: str | None = Field(default=None, description="Where test keys go; without it there is no test mode.")
     result_keys: SecretStr = Field(description="Keyring that results and queued jobs are locked under: id:base64,…")
+    executor_identity: SecretStr = Field(description="Ed25519 seed in base64: what requests for keys are signed with.")
     media_name_secret: SecretStr = Field(description="Makes the names of media unguessable.")
     public_url: str = Field(default="http://127.0.0.1:8402", description="Where the gateway is reached from outside.")
     running_per_key: int = Field(default=5, ge=1, description="Runs at once per creator's key, over all executors.")
@@ -75,7 +78,7 @@ def build(settings: Settings) -> Service:
     pool = _pool(service, settings)
     metrics = ExecutorMetrics(registry)
     store = Store(pool, lease_s=LEASE_S)
-    leases = KeyLeases(bus)
+    leases = KeyLeases(bus, ExecutorIdentity.parse(settings.executor_identity.get_secret_value()))
     resolutions = Resolutions(bus)
     pseudonym_secret = hmac.digest(_name_secret(settings), b"pseudonyms of callers", "sha256")
     preparation = Preparation(bus, resolutions, leases, pseudonym_secret=pseudonym_secret)
@@ -180,6 +183,7 @@ def _serve(bus: Bus, handlers: Handlers) -> None:
 
 
 def main() -> None:
+    deny_dumps()
     run(lambda: build(Settings()))
 
 

@@ -19,6 +19,7 @@ KEY_STATUS: dict[str, Any] = {
     "limit_remaining_usd": "24.5",
     "limit_reset": "monthly",
     "usage_usd": "0.5",
+    "credits_remaining_usd": "12.75",
     "is_free_tier": False,
     "expires_at": None,
 }
@@ -26,6 +27,43 @@ KEY_STATUS: dict[str, Any] = {
 DISCONNECTED: dict[str, Any] = {"connected": False}
 
 CONNECT: dict[str, Any] = {"api_key": "sk-or-test-demo"}
+
+OAUTH_BEGIN: dict[str, Any] = {"callback_url": "http://localhost:8403/openrouter/callback"}
+
+OAUTH_BEGUN: dict[str, Any] = {
+    "authorize_url": "https://openrouter.ai/auth?callback_url=http%3A%2F%2Flocalhost%3A8403%2Fopenrouter%2Fcallback"
+    "%3Fstate%3Dsample-state-sample-state-sample-state-12345"
+    "&code_challenge=E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM&code_challenge_method=S256",
+    "state": "sample-state-sample-state-sample-state-12345",
+    "expires_at": "2026-11-23T09:40:00Z",
+}
+
+OAUTH_COMPLETE: dict[str, Any] = {"code": "auth_code_sample", "state": OAUTH_BEGUN["state"]}
+
+ACCESS_PAGE: dict[str, Any] = {
+    "items": [
+        {
+            "seq": 2,
+            "at": "2026-11-23T09:31:10Z",
+            "action": "lease",
+            "result": "granted",
+            "instance": "executor-1",
+            "version": 1,
+            "hash": "9f2c7a1e4b8d6035c1f7e2a9b4d80617e3c5a29f18b7d4063ea1c95f7b2d8e04",
+        },
+        {
+            "seq": 1,
+            "at": "2026-11-23T09:30:00Z",
+            "action": "connect",
+            "result": "done",
+            "instance": "keys-1",
+            "version": 1,
+            "hash": "41d0b7e95c2a8f36e1b49d70a5c8f2137be6940d5a1c3f78e20b96d4c7a5f183",
+        },
+    ],
+    "total": 2,
+    "next_cursor": None,
+}
 
 PRICING: dict[str, Any] = {"prompt": "0.00000015", "completion": "0.0000006", "price_kind": "fixed"}
 
@@ -142,7 +180,7 @@ RESOURCE: dict[str, Any] = {
     "status": "draft",
     "model": MODEL,
     "badges": ["tools"],
-    "availability": {"available": True, "reason": None, "replacement": None},
+    "availability": {"available": True, "reason": None, "code": None, "replacement": None},
     "warnings": [],
     "input_schema": INPUT_SCHEMA,
     "created_at": "2026-11-23T09:31:00Z",

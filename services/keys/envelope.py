@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -95,6 +95,21 @@ def unlock(envelope: Envelope, owner: str, keyring: Keyring) -> SecretStr:
     except (ValueError, InvalidTag):
         raise EnvelopeError("the stored key does not open: it was changed, moved or locked under another key") from None
     return SecretStr(plaintext.decode())
+
+
+def rewrap(envelope: Envelope, owner: str, keyring: Keyring) -> Envelope:
+    """The same envelope with its data key under the ring's active master key; the provider key is not opened.
+
+    Raises EnvelopeError when the data key does not open.
+    """
+    bound = _bound("data-key", owner, envelope.version)
+    try:
+        wrapped = keyring.encrypt(keyring.decrypt(envelope.master_key_id, envelope.wrapped_data_key, bound), bound)
+    except KeyError:
+        raise EnvelopeError(f"master key {envelope.master_key_id!r} is not in the ring") from None
+    except ValueError:
+        raise EnvelopeError("the data key does not open: it was changed, moved or locked under another key") from None
+    return replace(envelope, master_key_id=wrapped.key_id, wrapped_data_key=wrapped.blob)
 
 
 def _bound(purpose: str, owner: str, version: int) -> bytes:

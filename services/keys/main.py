@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import structlog
 from prometheus_client import CollectorRegistry
-from pydantic import SecretStr
+from pydantic import Field
 
-from services.keys.envelope import EnvelopeError, unlock
+from services.keys.checks import Checks
+from services.keys.connections import Connections
+from services.keys.envelope import EnvelopeError
+from services.keys.guards.limits import Limits
+from services.keys.guards.oauth import Authorizations, exchange_base
 from services.keys.handlers import Handlers
 from services.keys.recipient import Recipients
+from services.keys.ring import CustodySettings, Ring, RingError, check_master_keys
 from services.keys.store import Store
 from services.keys.verify import Verifier
+from services.runtime.hardening import deny_dumps, forget_variable
+from services.runtime.identity import ExecutorIdentities, IdentityError
 from services.runtime.postgres import connect, create_pool, ping
 from services.runtime.sealing import Keyring
 from services.runtime.service import Service, run
@@ -22,58 +28,23 @@ from services.runtime.settings import ServiceSettings
 log = structlog.get_logger()
 
 
-class StartError(Exception):
-    """The service must not run like this; the message tells the operator why and what to do."""
-
-
-class Settings(ServiceSettings):
-    """Master keys are `id:base64,id2:base64`, 32 bytes each, the first one active; given as a file or directly."""
-
-    postgres_url: SecretStr
-    master_keys: SecretStr | None = None
-    master_keys_file: Path | None = None
+class Settings(CustodySettings, ServiceSettings):
     openrouter_url: str = "https://openrouter.ai/api/v1"
+    openrouter_auth_url: str = Field(
+        default="https://openrouter.ai/auth", description="The page where people agree to give us a key."
+    )
     sandbox_url: str | None = None
-
-    def keyring(self) -> Keyring:
-        """Raises StartError, without repeating any of it, when there is no ring or it is not readable."""
-        try:
-            if self.master_keys_file is not None:
-                return Keyring.parse(self.master_keys_file.read_text(encoding="utf-8"))
-            if self.master_keys is not None:
-                return Keyring.parse(self.master_keys.get_secret_value())
-        except OSError as error:
-            raise StartError(f"MASTER_KEYS_FILE cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise StartError(f"the master keys are not usable: {error}") from None
-        raise StartError("set MASTER_KEYS or MASTER_KEYS_FILE: without a master key no key can be kept")
-
-
-async def check_master_keys(store: Store, keyring: Keyring) -> None:
-    """Open one stored key per master key in use. Raises StartError that names the master key that is missing or wrong.
-
-    A service that starts without them would answer every lease with an error, and look healthy meanwhile.
-    """
-    seen: list[str] = []
-    while owners := await store.owners_outside(seen, 1):
-        async with store.rows_of(owners[0]) as rows:
-            stored = await rows.key()
-        if stored is None:  # disconnected meanwhile
-            continue
-        master_key_id = stored.envelope.master_key_id
-        if master_key_id not in keyring:
-            raise StartError(f"stored keys need master key {master_key_id!r}, which is not in the ring: put it back")
-        try:
-            unlock(stored.envelope, owners[0], keyring)
-        except EnvelopeError:
-            raise StartError(
-                f"master key {master_key_id!r} does not open what was stored under that id: restore the former one"
-            ) from None
-        seen.append(master_key_id)
+    executor_identities: str = Field(
+        default="", description="Ed25519 public keys in base64, with commas: who may ask for leases."
+    )
+    oauth_callback_origins: str = Field(
+        default="",
+        description="https origins, with commas, to which OpenRouter may send people back; localhost always.",
+    )
 
 
 def build(settings: Settings) -> Service:
-    """Wire the service; nothing is opened before it starts. Raises StartError without a usable master key."""
+    """Wire the service; nothing is opened before it starts. Raises RingError without a usable master key."""
     keyring = settings.keyring()
     registry = CollectorRegistry()
     service = Service("keys", settings, registry)
@@ -81,6 +52,9 @@ def build(settings: Settings) -> Service:
     store = Store(pool)
     recipients = Recipients(store, keyring)
     verifier = Verifier(settings.openrouter_url, settings.sandbox_url)
+    ring = Ring(
+        store=store, keyring=keyring, file=settings.master_keys_file, instance=service.instance, registry=registry
+    )
 
     async def open_custody() -> None:
         await connect(pool)
@@ -88,23 +62,62 @@ def build(settings: Settings) -> Service:
         try:
             await recipients.current()
         except EnvelopeError as error:
-            raise StartError(str(error)) from None
+            raise RingError(str(error)) from None
+        await ring.announce()
 
+    limits = Limits(store)
+    checks = Checks(service.bus, store, keyring, verifier, registry)
+    authorizations = _authorizations(settings, store, keyring, limits)
     Handlers(
-        bus=service.bus, store=store, keyring=keyring, recipients=recipients, verifier=verifier, registry=registry
+        bus=service.bus,
+        store=store,
+        keyring=keyring,
+        recipients=recipients,
+        identities=ExecutorIdentities.parse(settings.executor_identities),
+        limits=limits,
+        connections=Connections(service.bus, store, keyring, verifier, limits),
+        authorizations=authorizations,
+        checks=checks,
+        registry=registry,
     ).register()
     service.health.add("postgres", lambda: ping(pool))
     service.before_bus(open_custody)
     service.background("recipients", recipients.keep_fresh)
+    service.background("master_keys", ring.follow)
+    service.background("master_key_uses", ring.count)
+    service.background("checks", checks.keep_checking)
+    service.background("sweep", checks.keep_clean)
     service.on_stop(pool.close)
+    service.on_stop(ring.withdraw)
     service.on_stop(verifier.close)
+    service.on_stop(authorizations.close)
     return service
 
 
+def _authorizations(settings: Settings, store: Store, keyring: Keyring, limits: Limits) -> Authorizations:
+    origins = (origin.strip().rstrip("/").lower() for origin in settings.oauth_callback_origins.split(","))
+    return Authorizations(
+        store,
+        keyring,
+        limits,
+        auth_url=settings.openrouter_auth_url,
+        base_url=exchange_base(settings.openrouter_auth_url, settings.openrouter_url, settings.sandbox_url),
+        allowed_origins=frozenset(filter(None, origins)),
+    )
+
+
+def settings_once() -> Settings:
+    """What the environment says; the master keys are not in it any more afterwards."""
+    settings = Settings()
+    forget_variable("MASTER_KEYS")
+    return settings
+
+
 def main() -> None:
+    deny_dumps()
     try:
-        run(lambda: build(Settings()))
-    except StartError as refused:
+        run(lambda: build(settings_once()))
+    except (RingError, IdentityError) as refused:
         log.critical("start_refused", reason=str(refused))
         sys.exit(1)
 

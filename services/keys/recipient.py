@@ -16,7 +16,7 @@ from datetime import UTC, date, datetime, timedelta
 from contracts.errors import invalid
 from services.keys.envelope import EnvelopeError
 from services.keys.store import Store, StoredRecipient
-from services.runtime.sealing import Keyring, RecipientKey
+from services.runtime.sealing import Keyring, Locked, RecipientKey
 
 _GRACE = timedelta(hours=1)
 _HOUSEKEEPING_S = 600
@@ -35,13 +35,15 @@ class Recipients:
         self._now = now
 
     async def current(self) -> RecipientKey:
-        """Raises EnvelopeError when the ring has another key under the id of its active one than it had before."""
+        """Raises EnvelopeError when the ring has another key under the id of its active one than it had before, or lacks
+        the one that rotation has put the pair under."""
         today = self._now().date()
         while (stored := await self._store.recipient_of(today, self._keyring.active_id)) is None:
             pair = RecipientKey.generate(secrets.token_hex(16))
             locked = self._keyring.encrypt(pair.private_bytes, _bound(pair.key_id))
-            await self._store.offer_recipient(StoredRecipient(pair.key_id, today, locked.key_id, locked.blob))
-        return self._unlocked(stored)
+            made = StoredRecipient(pair.key_id, today, locked.key_id, locked.key_id, locked.blob)
+            await self._store.offer_recipient(made)
+        return unlock_pair(stored, self._keyring)
 
     async def open(self, key_id: str, sealed: str, context: str) -> bytes:
         """Raises ServiceError INVALID when it is sealed to no key of ours, or not for this context."""
@@ -50,7 +52,7 @@ class Recipients:
             raise invalid(
                 "recipient_key_id", "The key was sealed to a public key that is not valid any more; fetch it again."
             )
-        return self._unlocked(stored).open(sealed, context)
+        return unlock_pair(stored, self._keyring).open(sealed, context)
 
     async def keep_fresh(self) -> None:
         """Erase in time what may not be opened any more, and have the pair of the day before it is asked for."""
@@ -62,16 +64,23 @@ class Recipients:
     def _oldest_accepted(self) -> date:
         return (self._now() - _GRACE).date()
 
-    def _unlocked(self, stored: StoredRecipient) -> RecipientKey:
-        try:
-            private_bytes = self._keyring.decrypt(
-                stored.master_key_id, stored.wrapped_private_key, _bound(stored.key_id)
-            )
-        except ValueError:
-            raise EnvelopeError(
-                f"master key {stored.master_key_id!r} does not open what was locked under that id"
-            ) from None
-        return RecipientKey.from_private_bytes(stored.key_id, private_bytes)
+
+def unlock_pair(stored: StoredRecipient, keyring: Keyring) -> RecipientKey:
+    """Raises EnvelopeError when the ring has no such master key, or another one under its id."""
+    try:
+        private_bytes = keyring.decrypt(stored.master_key_id, stored.wrapped_private_key, _bound(stored.key_id))
+    except KeyError:
+        raise EnvelopeError(f"master key {stored.master_key_id!r} is not in the ring") from None
+    except ValueError:
+        raise EnvelopeError(
+            f"master key {stored.master_key_id!r} does not open what was locked under that id"
+        ) from None
+    return RecipientKey.from_private_bytes(stored.key_id, private_bytes)
+
+
+def rewrap_pair(stored: StoredRecipient, keyring: Keyring) -> Locked:
+    """The private half under the ring's active master key. Raises EnvelopeError as `unlock_pair`."""
+    return keyring.encrypt(unlock_pair(stored, keyring).private_bytes, _bound(stored.key_id))
 
 
 def _bound(key_id: str) -> bytes:

@@ -37,9 +37,11 @@ def seal(plaintext: bytes, public_key: str, context: str) -> str:
     """Seal to a raw X25519 public key (base64). Raises ServiceError INVALID when that is not one."""
     try:
         recipient = X25519PublicKey.from_public_bytes(base64.b64decode(public_key, validate=True))
+        # Also here: a point of low order is a key of the right length that nothing can be sealed to.
+        sealed = _SUITE.encrypt(plaintext, recipient, context.encode())
     except ValueError:
         raise ServiceError(ErrorCode.INVALID, "The recipient's public key is not a raw X25519 key in base64.") from None
-    return base64.b64encode(_SUITE.encrypt(plaintext, recipient, context.encode())).decode()
+    return base64.b64encode(sealed).decode()
 
 
 class RecipientKey:
@@ -112,6 +114,15 @@ class Keyring:
 
     def __contains__(self, key_id: str) -> bool:
         return key_id in self._ciphers
+
+    @property
+    def ids(self) -> list[str]:
+        """The active one first."""
+        return list(self._ciphers)
+
+    def take_over(self, other: Keyring) -> None:
+        """From now on be that ring, for everybody who was given this one."""
+        self._ciphers, self.active_id = other._ciphers, other.active_id
 
     def encrypt(self, plaintext: bytes, aad: bytes) -> Locked:
         """Lock under the active key; `aad` must be given again to open."""

@@ -32,8 +32,10 @@ from contracts.subjects import (
     frames_subject,
     publisher_of,
 )
+from services.runtime.identity import ExecutorIdentity
 from tests.contract.source import SERVICE_NAMES
 
+SEED = base64.b64encode(bytes(range(32))).decode()
 KEYRING = "k1:" + base64.b64encode(bytes(range(32))).decode()
 ENVIRONMENT = {
     "NATS_URL": "nats://127.0.0.1:4222",
@@ -41,6 +43,8 @@ ENVIRONMENT = {
     "POSTGRES_URL": "postgresql://127.0.0.1:5432/not_used",
     "MASTER_KEYS": KEYRING,
     "RESULT_KEYS": KEYRING,
+    "EXECUTOR_IDENTITY": SEED,
+    "EXECUTOR_IDENTITIES": ExecutorIdentity.parse(SEED).public_key,
     "MEDIA_NAME_SECRET": "not-used-but-long-enough-to-be-a-secret",
     "CATALOG_UPSTREAM_URL": "http://127.0.0.1:1/api/v1",
     "SANDBOX_URL": "http://127.0.0.1:1/api/v1",
@@ -51,7 +55,7 @@ ENVIRONMENT = {
     "JWT_ISSUER": "x402jobs-local",
     "JWT_AUDIENCE": "x402jobs",
 }
-SECRET_SETTING = re.compile(r"(password|secret|_keys|postgres_url)$")
+SECRET_SETTING = re.compile(r"(password|secret|_keys|_identity|postgres_url)$")
 
 
 def parties(entry: Rpc[Any, Any] | Event[Any] | Job[Any]) -> tuple[str, ...]:

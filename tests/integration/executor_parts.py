@@ -34,7 +34,7 @@ from contracts.catalog import (
 )
 from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import Caller, Execute, ExecutionResult, ExecutionView, GetExecution, Receipt, RunReply
-from contracts.keys import KeyLease, KeysChanged, KeyStatus, LeaseKey, OwnerRef
+from contracts.keys import KeyLease, KeysChanged, KeyStatus, LeaseKey, VerifyKey
 from contracts.permissions import OBSERVER, inbox_prefix
 from contracts.subjects import (
     AS_FINISHED,
@@ -148,7 +148,7 @@ class OtherSide:
             expires_at=datetime.now(UTC) + timedelta(seconds=60),
         )
 
-    async def verify(self, request: OwnerRef) -> KeyStatus:
+    async def verify(self, request: VerifyKey) -> KeyStatus:
         self.verified.append(request.owner)
         return KeyStatus(connected=True, health="suspect")
 
@@ -323,6 +323,7 @@ def executor_settings(
         "sandbox_url": f"{sandbox_url}/api/v1",
         "result_keys": SecretStr(credentials.result_keys),
         "media_name_secret": SecretStr(credentials.media_name_secret),
+        "executor_identity": SecretStr(credentials.executor_identity),
         "instance": f"executor-{uuid4().hex[:6]}",
         **changes,
     }

@@ -5,14 +5,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from contracts.base import Empty
-from contracts.keys import ConnectKey, KeyLease, KeysChanged, KeyStatus, LeaseKey, OwnerRef
+from contracts.keys import ConnectKey, KeyLease, KeysChanged, KeyStatus, OwnerRef, VerifyKey
 from contracts.permissions import OBSERVER
 from contracts.subjects import (
     KEYS_CHANGED,
@@ -28,6 +30,7 @@ from deploy.local.nats import Nats
 from deploy.local.ports import HOST, free_port
 from services.keys.main import Settings, build
 from services.runtime.bus import Bus
+from services.runtime.identity import ExecutorIdentity
 from services.runtime.sealing import RecipientKey, connect_context, lease_context, seal
 from services.runtime.service import Service, running
 from tests.stack import Database
@@ -39,13 +42,16 @@ INSTANCE = "executor-1"
 
 @dataclass
 class Upstream:
-    """Answers `GET /key` as a test says: a status and facts, raw bytes, or nothing until it is let go."""
+    """Answers `GET /key` as a test says: a status and facts, raw bytes, or nothing until it is let go; keys among `dead`
+    with 401. `GET /credits` is refused, as most keys are, unless there are `credits`."""
 
     url: str
     status: int = 200
     facts: dict[str, Any] = field(default_factory=dict)
     raw: bytes | None = None
     hold: asyncio.Event | None = None
+    dead: set[str] = field(default_factory=set)
+    credits: dict[str, Any] | None = None
     authorizations: list[str] = field(default_factory=list)
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -54,11 +60,19 @@ class Upstream:
             await self.hold.wait()
         if self.raw is not None:
             return web.Response(status=self.status, body=self.raw)
+        if request.headers["Authorization"].removeprefix("Bearer ") in self.dead:
+            return web.json_response({"error": {"message": "User not found.", "code": 401}}, status=401)
         if self.status != 200:
             error = {"message": "from upstream", "code": self.status}
             return web.json_response({"error": error, "user_id": "user_1"}, status=self.status)
         facts = {"label": "my label", "limit": None, "limit_remaining": None, "usage": 1.25, "is_free_tier": False}
         return web.json_response({"data": {**facts, **self.facts}})
+
+    async def answer_credits(self, _: web.Request) -> web.Response:
+        if self.credits is None:
+            error = {"message": "Only management keys can perform this operation", "code": 403}
+            return web.json_response({"error": error}, status=403)
+        return web.json_response({"data": self.credits})
 
 
 @asynccontextmanager
@@ -67,6 +81,7 @@ async def running_upstream() -> AsyncIterator[Upstream]:
     upstream = Upstream(f"http://{HOST}:{port}/api/v1")
     app = web.Application()
     app.router.add_get("/api/v1/key", upstream.answer)
+    app.router.add_get("/api/v1/credits", upstream.answer_credits)
     runner = web.AppRunner(app, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, HOST, port).start()
@@ -83,6 +98,7 @@ def keys_settings(database: Database, nats: Nats, credentials: Credentials, **ch
         "nats_password": SecretStr(credentials.nats_password("keys")),
         "postgres_url": SecretStr(database.dsn("keys")),
         "master_keys": SecretStr(credentials.master_keys),
+        "executor_identities": credentials.executor_identities,
         "instance": "keys-1",
         **changes,
     }
@@ -96,6 +112,7 @@ class Parties:
     gateway: Bus
     executor: Bus
     observer: Bus
+    identity: ExecutorIdentity
     changes: asyncio.Queue[KeysChanged] = field(default_factory=asyncio.Queue)
     pair: RecipientKey = field(default_factory=lambda: RecipientKey.generate("executor"))
 
@@ -110,13 +127,13 @@ class Parties:
         return await self.gateway.call(KEYS_STATUS, OwnerRef(owner=owner))
 
     async def verify(self, owner: str) -> KeyStatus:
-        return await self.gateway.call(KEYS_VERIFY, OwnerRef(owner=owner))
+        return await self.gateway.call(KEYS_VERIFY, VerifyKey(owner=owner))
 
     async def disconnect(self, owner: str) -> KeyStatus:
         return await self.gateway.call(KEYS_DISCONNECT, OwnerRef(owner=owner))
 
     async def lease(self, owner: str, *, instance: str = INSTANCE) -> KeyLease:
-        request = LeaseKey(owner=owner, instance=instance, recipient_public_key=self.pair.public_key)
+        request = self.identity.lease_request(owner, instance, self.pair.public_key, datetime.now(UTC))
         return await self.executor.call(KEYS_LEASE, request)
 
     def opened(self, lease: KeyLease, owner: str, *, instance: str = INSTANCE) -> str:
@@ -148,7 +165,8 @@ def bus_of(user: str, nats: Nats, credentials: Credentials) -> Bus:
 @asynccontextmanager
 async def parties_around(nats: Nats, credentials: Credentials) -> AsyncIterator[Parties]:
     users = [bus_of(user, nats, credentials) for user in ("gateway", "executor", OBSERVER)]
-    parties = Parties(users[0], users[1], users[2])
+    identity = ExecutorIdentity.parse(credentials.executor_identity)
+    parties = Parties(users[0], users[1], users[2], identity)
 
     async def hear(message: KeysChanged) -> None:
         parties.changes.put_nowait(message)
@@ -174,3 +192,19 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in another process or on the bus
             await asyncio.sleep(0.02)
+
+
+async def let_time_pass(database: Database, owner: str, **ago: float) -> None:
+    """As if that much time had passed since upstream was last asked about the owner's key, and refused it."""
+    connection = await asyncpg.connect(database.superuser)
+    try:
+        await connection.execute(
+            """UPDATE keys.user_openrouter_integrations
+               SET refused_at = refused_at - $2::interval, first_refused_at = first_refused_at - $2::interval,
+                   asked_at = asked_at - $2::interval
+               WHERE owner = $1""",
+            owner,
+            timedelta(**ago),
+        )
+    finally:
+        await connection.close()

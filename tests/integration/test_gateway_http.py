@@ -19,8 +19,11 @@ from contracts.media import PART_BYTES, StoredMedia, media_headers, part_count, 
 from contracts.subjects import (
     CATALOG_SYNC,
     CATALOG_SYNCS,
+    KEYS_ACCESS_LIST,
     KEYS_CONNECT,
     KEYS_DISCONNECT,
+    KEYS_OAUTH_BEGIN,
+    KEYS_OAUTH_COMPLETE,
     KEYS_RECIPIENT,
     KEYS_STATUS,
     KEYS_VERIFY,
@@ -88,6 +91,9 @@ class Others:
         for rpc in (KEYS_STATUS, KEYS_VERIFY):
             self.answer(bus, rpc, examples.KEY_STATUS)
         self.answer(bus, KEYS_DISCONNECT, examples.DISCONNECTED)
+        self.answer(bus, KEYS_OAUTH_BEGIN, examples.OAUTH_BEGUN)
+        self.answer(bus, KEYS_OAUTH_COMPLETE, examples.KEY_STATUS)
+        self.answer(bus, KEYS_ACCESS_LIST, examples.ACCESS_PAGE)
 
     def catalog(self, bus: Bus) -> None:
         for rpc, example in (
@@ -132,6 +138,9 @@ ROUTES = [
     ("GET", "/api/integrations/openrouter"),
     ("DELETE", "/api/integrations/openrouter"),
     ("POST", "/api/integrations/openrouter/test"),
+    ("POST", "/api/integrations/openrouter/oauth/begin"),
+    ("POST", "/api/integrations/openrouter/oauth/complete"),
+    ("GET", "/api/integrations/openrouter/access"),
     ("GET", "/api/models"),
     ("GET", "/api/models/openai/gpt-4o-mini"),
     ("POST", "/api/models/estimate"),
@@ -250,6 +259,55 @@ async def test_key_status_test_and_disconnect_pass_through(client: httpx.AsyncCl
     assert (await client.post("/api/integrations/openrouter/test")).json()["health"] == "ok"
     assert (await client.delete("/api/integrations/openrouter")).json()["connected"] is False
     assert others.asked["keys.disconnect"].owner == "bob"
+
+
+async def test_oauth_begins_and_completes_as_whoever_is_signed_in(client: httpx.AsyncClient, others: Others) -> None:
+    path = "/api/integrations/openrouter/oauth"
+    begun = await client.post(f"{path}/begin", json=examples.OAUTH_BEGIN)
+    assert begun.status_code == 200
+    assert set(begun.json()) == {"authorize_url", "state", "expires_at"}
+    asked = others.asked["keys.oauth.begin"]
+    assert (asked.owner, asked.callback_url) == ("bob", examples.OAUTH_BEGIN["callback_url"])
+    assert (await client.post(f"{path}/begin", json={})).status_code == 200
+    assert others.asked["keys.oauth.begin"].callback_url is None
+    completed = await client.post(f"{path}/complete", json=examples.OAUTH_COMPLETE)
+    assert (completed.status_code, completed.json()["connected"]) == (200, True)
+    asked = others.asked["keys.oauth.complete"]
+    assert {"owner": asked.owner, "code": asked.code, "state": asked.state} == {
+        "owner": "bob", **examples.OAUTH_COMPLETE
+    }  # fmt: skip
+    for body in ({"owner": "alice", **examples.OAUTH_COMPLETE}, {"code": ["CANARY"], "state": "x"}, {}):
+        refused = await client.post(f"{path}/complete", json=body)
+        assert refused.status_code == 422
+        assert "CANARY" not in refused.text
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (ErrorCode.KEY_REJECTED, 422),
+        (ErrorCode.INVALID, 422),
+        (ErrorCode.NOT_FOUND, 404),
+        (ErrorCode.RATE_LIMITED, 429),
+        (ErrorCode.UPSTREAM, 502),
+        (ErrorCode.UNAVAILABLE, 503),
+    ],
+)
+async def test_oauth_refusals_become_problems(
+    client: httpx.AsyncClient, others: Others, code: ErrorCode, status: int
+) -> None:
+    others.errors["keys.oauth.complete"] = ServiceError(code, "Begin to connect again.")
+    response = await client.post("/api/integrations/openrouter/oauth/complete", json=examples.OAUTH_COMPLETE)
+    assert (response.status_code, error_body(response)["code"]) == (status, code.value)
+
+
+async def test_access_log_is_paged_for_its_owner(client: httpx.AsyncClient, others: Others) -> None:
+    path = "/api/integrations/openrouter/access"
+    page = (await client.get(path, params={"cursor": "51", "limit": 2})).json()
+    assert page == examples.ACCESS_PAGE
+    asked = others.asked["keys.access.list"]
+    assert (asked.owner, asked.cursor, asked.limit) == ("bob", "51", 2)
+    assert (await client.get(path, params={"limit": 0})).status_code == 422
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
@@ -499,6 +557,8 @@ async def test_openapi_has_examples_that_keep_the_contracts(client: httpx.AsyncC
     [
         (keys.KeyStatus, examples.KEY_STATUS),
         (keys.KeyStatus, examples.DISCONNECTED),
+        (keys.OAuthBegun, examples.OAUTH_BEGUN),
+        (keys.AccessPage, examples.ACCESS_PAGE),
         (catalog.ModelPage, examples.MODEL_PAGE),
         (catalog.ModelDetail, examples.MODEL_DETAIL),
         (catalog.EstimateCost, examples.ESTIMATE_REQUEST),

@@ -7,6 +7,7 @@ import secrets
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -16,7 +17,7 @@ from nats.aio.msg import Msg
 
 from contracts.base import Empty
 from contracts.errors import ErrorCode, ServiceError
-from contracts.keys import ConnectKey, LeaseKey
+from contracts.keys import ConnectKey
 from contracts.subjects import KEYS_CONNECT, KEYS_LEASE, KEYS_RECIPIENT
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
@@ -52,6 +53,7 @@ def keys_process(
         "NATS_PASSWORD": credentials.nats_password("keys"),
         "POSTGRES_URL": database.dsn("keys"),
         "MASTER_KEYS": credentials.master_keys,
+        "EXECUTOR_IDENTITIES": credentials.executor_identities,
         "METRICS_PORT": str(port),
         "LOG_LEVEL": "DEBUG",
         **environment,
@@ -227,7 +229,7 @@ async def refused_handovers(parties: Parties) -> list[ServiceError]:
         parties.gateway.call(KEYS_CONNECT, ConnectKey(owner="bob", recipient_key_id=recipient.key_id, sealed=sealed)),
         parties.gateway.call(KEYS_CONNECT, ConnectKey(owner="alice", recipient_key_id="x", sealed=sealed)),
         parties.gateway.call(KEYS_CONNECT, ConnectKey(owner="alice", recipient_key_id=recipient.key_id, sealed=broken)),
-        parties.executor.call(KEYS_LEASE, LeaseKey(owner="alice", instance="x", recipient_public_key="AAAA")),
+        parties.executor.call(KEYS_LEASE, parties.identity.lease_request("alice", "x", "AAAA", datetime.now(UTC))),
     ]
     results = await asyncio.gather(*requests, return_exceptions=True)
     assert all(isinstance(result, ServiceError) for result in results)

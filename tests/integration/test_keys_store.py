@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
 from contracts.errors import ErrorCode, ServiceError
+from contracts.keys import AccessResult
 from services.keys.envelope import EnvelopeError, hint_of, lock, unlock
 from services.keys.facts import KeyFacts
 from services.keys.recipient import Recipients
@@ -28,7 +29,7 @@ from tests.stack import Database
 KEY = SecretStr("sk-or-v1-" + "0123456789abcdef" * 4)
 RING = Keyring({"m1": AESGCM.generate_key(256)})
 FACTS = KeyFacts(limit=Decimal("12.50"), usage=Decimal("0.1"))
-OWNED_TABLES = ("key_versions", "user_openrouter_integrations", "lease_log")
+OWNED_TABLES = ("key_versions", "user_openrouter_integrations", "access_log", "access_heads")
 
 
 @pytest_asyncio.fixture
@@ -59,7 +60,7 @@ async def keep(store: Store, owner: str, *, keyring: Keyring = RING, leases: int
         await rows.put(lock(KEY, owner, version, keyring), "live", hint_of(KEY), FACTS)
     for _ in range(leases):
         async with store.rows_of(owner) as rows:
-            await rows.log_lease("executor-1", version, "granted")
+            await rows.log_access("lease", "granted", instance="executor-1", version=version)
 
 
 async def somebody_waits(database: Database) -> None:
@@ -114,7 +115,7 @@ async def test_rows_of_another_owner_cannot_be_inserted(database: Database, user
         await connection.execute("SELECT set_config('app.user_id', $1, false)", user)
         for statement in (
             "INSERT INTO keys.key_versions (owner, version) VALUES ('alice', 1)",
-            "INSERT INTO keys.lease_log (owner, instance, version, result) VALUES ('alice', 'x', 1, 'granted')",
+            "INSERT INTO keys.access_log (owner, action, result, instance) VALUES ('alice', 'lease', 'granted', 'x')",
             "INSERT INTO keys.key_versions (owner, version) VALUES ('', 1)",
         ):
             with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
@@ -134,16 +135,19 @@ async def test_the_role_of_the_service_owns_nothing_and_cannot_pass_row_security
         forced = await connection.fetch(
             "SELECT relname FROM pg_class WHERE relnamespace = 'keys'::regnamespace AND relrowsecurity AND relforcerowsecurity"
         )
-        assert {row["relname"] for row in forced} == set(OWNED_TABLES)
+        of_owners = await connection.fetch(
+            "SELECT table_name FROM information_schema.columns WHERE table_schema = 'keys' AND column_name = 'owner'"
+        )
+        assert {row["relname"] for row in forced} == {row["table_name"] for row in of_owners} >= set(OWNED_TABLES)
 
 
 async def test_the_look_across_owners_gives_ids_only(store: Store, database: Database) -> None:
     await keep(store, "alice")
     await keep(store, "bob", keyring=Keyring({"m2": AESGCM.generate_key(256)}))
-    assert await store.owners_outside([], 10) == ["alice", "bob"]
-    assert await store.owners_outside(["m1"], 10) == ["bob"]
-    assert await store.owners_outside([], 1) == ["alice"]
-    assert await store.owners_outside(["m1", "m2"], 10) == []
+    assert await store.owners_outside([], "", 10) == ["alice", "bob"]
+    assert await store.owners_outside(["m1"], "", 10) == ["bob"]
+    assert await store.owners_outside([], "", 1) == ["alice"]
+    assert await store.owners_outside(["m1", "m2"], "", 10) == []
     async with signed_in(database.superuser) as connection:
         await connection.execute("SET ROLE x402_keys_census")
         assert await connection.fetchval("SELECT count(owner) FROM keys.user_openrouter_integrations") == 2
@@ -221,7 +225,7 @@ async def test_a_key_that_is_being_leased_is_erased_only_after_the_lease(store: 
         assert await leasing.key(hold=True) is not None
         erasing = asyncio.create_task(erase())
         await somebody_waits(database)
-        await leasing.log_lease("executor-1", 1, "granted")
+        await leasing.log_access("lease", "granted", instance="executor-1", version=1)
     await erasing
     async with store.rows_of("alice") as rows:
         assert await rows.key() is None
@@ -243,19 +247,19 @@ async def test_a_lease_that_waits_for_a_replacement_gets_the_new_key(store: Stor
     assert await leasing == 2
 
 
-# The lease log --------------------------------------------------------------------------------------------------------
+# The access log ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE keys.lease_log SET instance = 'nobody'",
-        "DELETE FROM keys.lease_log",
-        "TRUNCATE keys.lease_log",
-        "ALTER TABLE keys.lease_log DISABLE TRIGGER lease_log_chain",
+        "UPDATE keys.access_log SET instance = 'nobody'",
+        "DELETE FROM keys.access_log",
+        "TRUNCATE keys.access_log",
+        "ALTER TABLE keys.access_log DISABLE TRIGGER access_log_chain",
     ],
 )
-async def test_the_lease_log_only_grows(store: Store, database: Database, statement: str) -> None:
+async def test_the_access_log_only_grows(store: Store, database: Database, statement: str) -> None:
     await keep(store, "alice")
     async with signed_in(database.dsn("keys")) as connection:
         await connection.execute("SELECT set_config('app.user_id', 'alice', false)")
@@ -263,7 +267,7 @@ async def test_the_lease_log_only_grows(store: Store, database: Database, statem
             await connection.execute(statement)
 
 
-async def test_lease_log_is_chained_per_owner_also_when_written_at_the_same_moment(
+async def test_access_log_is_chained_per_owner_also_when_written_at_the_same_moment(
     store: Store, database: Database
 ) -> None:
     await keep(store, "alice", leases=0)
@@ -271,11 +275,12 @@ async def test_lease_log_is_chained_per_owner_also_when_written_at_the_same_mome
 
     async def log(owner: str, number: int) -> None:
         async with store.rows_of(owner) as rows:
-            await rows.log_lease(f"exécutor-{number}", 1, "granted" if number % 3 else "rejected")
+            result: AccessResult = "granted" if number % 3 else "rejected"
+            await rows.log_access("lease", result, instance=f"exécutor-{number}", version=1 if number % 5 else None)
 
     await asyncio.gather(*(log(owner, number) for number in range(20) for owner in ("alice", "bob")))
     async with signed_in(database.superuser) as connection:
-        entries = await connection.fetch("SELECT * FROM keys.lease_log ORDER BY owner, seq")
+        entries = await connection.fetch("SELECT * FROM keys.access_log ORDER BY owner, seq")
     assert [(entry["owner"], entry["seq"]) for entry in entries] == [
         (owner, seq) for owner in ("alice", "bob") for seq in range(1, 21)
     ]
@@ -284,21 +289,24 @@ async def test_lease_log_is_chained_per_owner_also_when_written_at_the_same_mome
         previous = previous if entry["seq"] > 1 else b""
         assert entry["prev_hash"] == previous
         at = entry["at"].strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        said = [entry["owner"], entry["seq"], at, entry["instance"], entry["version"], entry["result"]]
+        said = [
+            *(entry["owner"], entry["seq"], at, entry["action"], entry["result"]),
+            *(entry["instance"], entry["version"]),
+        ]
         written = json.dumps(said, ensure_ascii=False).encode()
         assert entry["hash"] == hashlib.sha256(previous + written).digest()
         previous = entry["hash"]
 
 
-async def test_numbers_and_hashes_of_the_lease_log_cannot_be_chosen(store: Store, database: Database) -> None:
+async def test_numbers_and_hashes_of_the_access_log_cannot_be_chosen(store: Store, database: Database) -> None:
     await keep(store, "alice")
     async with signed_in(database.dsn("keys")) as connection:
         await connection.execute("SELECT set_config('app.user_id', 'alice', false)")
         row = await connection.fetchrow(
-            """INSERT INTO keys.lease_log (owner, seq, at, instance, version, result, prev_hash, hash)
-               VALUES ('alice', 77, '2001-01-01', 'executor-1', 1, 'granted', 'x', 'y') RETURNING *"""
+            """INSERT INTO keys.access_log (owner, seq, at, action, result, instance, version, prev_hash, hash)
+               VALUES ('alice', 77, '2001-01-01', 'lease', 'granted', 'executor-1', 1, 'x', 'y') RETURNING *"""
         )
-        first = await connection.fetchval("SELECT hash FROM keys.lease_log WHERE seq = 1")
+        first = await connection.fetchval("SELECT hash FROM keys.access_log WHERE seq = 1")
     assert row["seq"] == 2
     assert row["prev_hash"] == first
     assert row["at"] > datetime.now(UTC) - timedelta(minutes=5)

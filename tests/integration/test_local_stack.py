@@ -22,6 +22,7 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from deploy.local import custody
 from deploy.local.credentials import Credentials, load_credentials
 from deploy.local.migrate import migrate, services_with_migrations
 from deploy.local.nats import Nats
@@ -198,8 +199,29 @@ async def test_nats_lets_nobody_in_without_a_user_and_only_the_executor_ask_for_
 async def test_nats_configuration_and_secrets_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     unprotected_nats(tmp_path)
     assert load_credentials(tmp_path).nats_password("gateway")
-    for name in ("nats.conf", "secrets.json"):
+    assert load_credentials(tmp_path).master_keys_file == tmp_path / "master-keys"
+    for name in ("nats.conf", "secrets.json", "master-keys"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+
+def test_master_keys_of_a_former_version_move_to_a_file_of_their_own(tmp_path: Path) -> None:
+    values = {"master_keys": "k1:of-before", "jwt_secret": "stays"}
+    (tmp_path / "secrets.json").write_text(json.dumps({"values": values, "nats": {}, "postgres": {}}))
+    assert load_credentials(tmp_path).master_keys == "k1:of-before"
+    assert (tmp_path / "master-keys").read_text() == "k1:of-before"
+    assert json.loads((tmp_path / "secrets.json").read_text())["values"] == {"jwt_secret": "stays"}
+    assert load_credentials(tmp_path).master_keys == "k1:of-before"
+
+
+def test_custody_verbs_say_so_when_no_stack_runs(tmp_path: Path) -> None:
+    for verb in (
+        custody.rotate_master_key,
+        custody.verify_access_log,
+        lambda directory: custody.master_key_in_use(directory, "k1"),
+    ):
+        with pytest.raises(RuntimeError, match="no stack runs in"):
+            verb(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Databases -------------------------------------------------------------------------------------------------------------

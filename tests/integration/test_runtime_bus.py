@@ -14,12 +14,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from contracts.base import Empty
 from contracts.catalog import ModelRef
 from contracts.errors import ErrorCode, FieldProblem, ServiceError
-from contracts.keys import KeysChanged, KeyStatus, OwnerRef, Recipient
+from contracts.keys import KeysChanged, KeyStatus, OwnerRef, Recipient, VerifyKey
 from contracts.subjects import (
     ERROR_CODE_HEADER,
     ERROR_HEADER,
     FRAMES_STREAM,
     KEYS_CHANGED,
+    KEYS_DISCONNECT,
     KEYS_LEASE,
     KEYS_RECIPIENT,
     KEYS_STATUS,
@@ -123,14 +124,14 @@ async def test_malformed_request_gets_a_typed_error_that_repeats_nothing(
 async def test_bug_in_a_handler_is_internal_and_keeps_its_detail_to_itself(
     nats_server: Nats, credentials: Credentials, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def fail(_: OwnerRef) -> KeyStatus:
+    async def fail(_: VerifyKey) -> KeyStatus:
         raise KeyError("detail of our own")
 
     keys, gateway = bus_of("keys", nats_server, credentials), bus_of("gateway", nats_server, credentials)
     keys.serve(KEYS_VERIFY, fail)
     async with started(keys, gateway):
         with pytest.raises(ServiceError) as caught:
-            await gateway.call(KEYS_VERIFY, OwnerRef(owner="alice"))
+            await gateway.call(KEYS_VERIFY, VerifyKey(owner="alice"))
     assert caught.value.code is ErrorCode.INTERNAL
     assert "detail" not in caught.value.body.message
     reference = caught.value.body.message.rstrip(".").rpartition(" ")[2]
@@ -217,13 +218,13 @@ async def test_drain_loses_no_request_when_one_of_two_replicas_stops(
     first, second = (bus_of("keys", nats_server, credentials, instance=name) for name in ("1", "2"))
     for bus in (first, second):
         bus.serve(KEYS_STATUS, slow)
-        bus.serve_raw(KEYS_VERIFY, slow)
+        bus.serve_raw(KEYS_DISCONNECT, slow)
     async with started(gateway, second):
         await first.start()
 
         async def ask(number: int) -> None:
             await asyncio.sleep(number * 0.0007)
-            await gateway.call((KEYS_STATUS, KEYS_VERIFY)[number % 2], OwnerRef(owner="a"), timeout_s=4)
+            await gateway.call((KEYS_STATUS, KEYS_DISCONNECT)[number % 2], OwnerRef(owner="a"), timeout_s=4)
 
         asking = [asyncio.create_task(ask(number)) for number in range(600)]
         await asyncio.sleep(0.15)

@@ -164,7 +164,10 @@ async def test_background_work_that_dies_is_begun_again(
             assert await ready(service)
     failures = [(log["task"], log["error"]) for log in logs if log["event"] == "background_failed"]
     assert failures == [("work", "KeyError")]
-    assert [log["event"] for log in logs if log.get("task") == "work"] == ["background_failed", "background_failed_again"]
+    assert [log["event"] for log in logs if log.get("task") == "work"] == [
+        "background_failed",
+        "background_failed_again",
+    ]
 
 
 # Stopping -------------------------------------------------------------------------------------------------------------

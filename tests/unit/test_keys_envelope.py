@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from contracts.errors import ErrorCode, ServiceError
-from services.keys.envelope import Envelope, EnvelopeError, hint_of, lock, mode_of, read_key, unlock
+from services.keys.envelope import Envelope, EnvelopeError, hint_of, lock, mode_of, read_key, rewrap, unlock
 from services.runtime.sealing import Keyring
 
 KEY = SecretStr("sk-or-v1-" + "0123456789abcdef" * 4)
@@ -33,11 +33,28 @@ def test_lock_draws_a_new_data_key_every_time() -> None:
 @given(data=st.data(), field=st.sampled_from(["wrapped_data_key", "encrypted_key"]))
 def test_unlock_refuses_when_any_bit_is_flipped(data: st.DataObject, field: str) -> None:
     envelope = lock(KEY, "alice", 1, RING)
-    blob = bytearray(getattr(envelope, field))
+    blob = getattr(envelope, field)
     bit = data.draw(st.integers(0, 8 * len(blob) - 1))
-    blob[bit // 8] ^= 1 << bit % 8
     with pytest.raises(EnvelopeError):
-        unlock(_with(envelope, field, bytes(blob)), "alice", RING)
+        unlock(_with(envelope, field, flipped(blob, bit)), "alice", RING)
+
+
+@given(a=st.tuples(st.text(min_size=1), st.integers(1, 99)), b=st.tuples(st.text(min_size=1), st.integers(1, 99)))
+def test_unlock_refuses_any_mixture_of_two_rows(a: tuple[str, int], b: tuple[str, int]) -> None:
+    one, two = lock(KEY, *a, RING), lock(KEY, *b, RING)
+    for mixed in (
+        replace(one, wrapped_data_key=two.wrapped_data_key),
+        replace(one, encrypted_key=two.encrypted_key),
+        replace(one, wrapped_data_key=two.encrypted_key, encrypted_key=two.wrapped_data_key),
+    ):
+        with pytest.raises(EnvelopeError):
+            unlock(mixed, a[0], RING)
+
+
+@given(wrapped=st.binary(max_size=100), encrypted=st.binary(max_size=200))
+def test_unlock_refuses_made_up_bytes(wrapped: bytes, encrypted: bytes) -> None:
+    with pytest.raises(EnvelopeError):
+        unlock(Envelope(1, "m1", wrapped, encrypted), "alice", RING)
 
 
 @given(data=st.data(), field=st.sampled_from(["wrapped_data_key", "encrypted_key"]))
@@ -81,6 +98,48 @@ def test_unlock_opens_what_a_retired_master_key_of_the_ring_locked() -> None:
     assert unlock(envelope, "alice", Keyring({"new": new, "old": old})) == KEY
 
 
+# Rotation -------------------------------------------------------------------------------------------------------------
+
+NEW = AESGCM.generate_key(256)
+OLD = AESGCM.generate_key(256)
+BOTH = Keyring({"new": NEW, "old": OLD})
+
+
+def test_rewrap_moves_the_data_key_alone() -> None:
+    envelope = lock(KEY, "alice", 7, Keyring({"old": OLD}))
+    moved = rewrap(envelope, "alice", BOTH)
+    assert moved.encrypted_key == envelope.encrypted_key
+    assert (moved.version, moved.master_key_id) == (7, "new")
+    assert unlock(moved, "alice", Keyring({"new": NEW})) == KEY
+    with pytest.raises(EnvelopeError, match="new"):
+        unlock(moved, "alice", Keyring({"old": OLD}))
+    with pytest.raises(EnvelopeError):
+        unlock(replace(moved, master_key_id="old"), "alice", BOTH)
+
+
+@given(data=st.data())
+def test_rewrap_refuses_when_any_bit_of_the_data_key_is_flipped(data: st.DataObject) -> None:
+    envelope = lock(KEY, "alice", 1, Keyring({"old": OLD}))
+    bit = data.draw(st.integers(0, 8 * len(envelope.wrapped_data_key) - 1))
+    with pytest.raises(EnvelopeError):
+        rewrap(replace(envelope, wrapped_data_key=flipped(envelope.wrapped_data_key, bit)), "alice", BOTH)
+
+
+@given(owner=st.text(min_size=1), version=st.integers(1, 10**9), wrapped=st.binary(max_size=80))
+def test_rewrap_refuses_what_was_moved_or_made_up(owner: str, version: int, wrapped: bytes) -> None:
+    envelope = lock(KEY, "alice", 1, Keyring({"old": OLD}))
+    if (owner, version) != ("alice", 1):
+        with pytest.raises(EnvelopeError):
+            rewrap(replace(envelope, version=version), owner, BOTH)
+    with pytest.raises(EnvelopeError):
+        rewrap(replace(envelope, wrapped_data_key=wrapped), "alice", BOTH)
+
+
+def test_rewrap_names_the_master_key_when_the_ring_lacks_it() -> None:
+    with pytest.raises(EnvelopeError, match="'old' is not in the ring"):
+        rewrap(lock(KEY, "alice", 1, Keyring({"old": OLD})), "alice", Keyring({"new": NEW}))
+
+
 def test_repr_of_key_and_envelope_shows_no_secret() -> None:
     envelope = lock(KEY, "alice", 1, RING)
     assert repr(envelope) == "Envelope(version=1, master_key_id='m1')"
@@ -118,6 +177,12 @@ def test_hint_shows_no_end_when_the_key_is_short() -> None:
 def test_mode_follows_the_prefix() -> None:
     assert mode_of(KEY) == "live"
     assert mode_of(SecretStr("sk-or-test-demo")) == "test"
+
+
+def flipped(blob: bytes, bit: int) -> bytes:
+    changed = bytearray(blob)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
 
 
 def _with(envelope: Envelope, field: str, blob: bytes) -> Envelope:

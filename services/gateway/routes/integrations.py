@@ -1,18 +1,34 @@
-"""Your OpenRouter key: connect, look, test, disconnect."""
+"""Your OpenRouter key: connect it, look at it, test it, see what was done with it, disconnect it."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Query
 from pydantic import ConfigDict, Field, SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts.base import Contract
 from contracts.errors import ServiceError
-from contracts.keys import KeyStatus, OwnerRef
-from contracts.subjects import KEYS_DISCONNECT, KEYS_STATUS, KEYS_VERIFY
+from contracts.keys import (
+    AccessPage,
+    BeginOAuth,
+    CompleteOAuth,
+    KeyStatus,
+    ListAccess,
+    OAuthBegun,
+    OwnerRef,
+    VerifyKey,
+)
+from contracts.subjects import (
+    KEYS_ACCESS_LIST,
+    KEYS_DISCONNECT,
+    KEYS_OAUTH_BEGIN,
+    KEYS_OAUTH_COMPLETE,
+    KEYS_STATUS,
+    KEYS_VERIFY,
+)
 from services.gateway import examples
 from services.gateway.documentation import answers
 from services.gateway.problems import at_connect
@@ -83,4 +99,83 @@ async def disconnect_key(request: Request, user: SignedIn) -> Response:
 )
 async def verify_key(request: Request, user: SignedIn) -> Response:
     """Asks OpenRouter about the stored key; free of charge."""
-    return await forward(request, KEYS_VERIFY, OwnerRef(owner=user.user))
+    return await forward(request, KEYS_VERIFY, VerifyKey(owner=user.user))
+
+
+class BeginBody(Contract):
+    """Where OpenRouter is to send the browser back to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    callback_url: str | None = Field(
+        default=None,
+        max_length=1000,
+        description="http://localhost, or an https address that is allowed here; without one OpenRouter shows the code.",
+    )
+
+
+class CompleteBody(Contract):
+    """What OpenRouter sent the browser back with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    code: SecretStr = Field(min_length=1, max_length=2000)
+    state: str = Field(min_length=1, max_length=200)
+
+
+@router.post(
+    "/oauth/begin",
+    response_model=OAuthBegun,
+    responses=answers(examples.OAUTH_BEGUN, "Send the browser to authorize_url.", 400, 401, 413, 422, 429),
+    summary="Connect without pasting a key",
+)
+async def begin_oauth(
+    request: Request,
+    user: SignedIn,
+    body: Annotated[BeginBody, Body(openapi_examples={"console": {"value": examples.OAUTH_BEGIN}})],
+) -> Response:
+    """OpenRouter asks the person in the browser, makes a key, and sends the browser back with a code and our state.
+
+    Within ten minutes, once, and only for the user who began: complete it with both.
+    """
+    message = BeginOAuth(owner=user.user, callback_url=body.callback_url)
+    return await forward(request, KEYS_OAUTH_BEGIN, message)
+
+
+@router.post(
+    "/oauth/complete",
+    response_model=KeyStatus,
+    responses=answers(examples.KEY_STATUS, "The key is connected.", 400, 401, 404, 413, 422, 429, 502),
+    summary="Complete the connection",
+)
+async def complete_oauth(
+    request: Request,
+    user: SignedIn,
+    body: Annotated[CompleteBody, Body(openapi_examples={"console": {"value": examples.OAUTH_COMPLETE}})],
+) -> Response:
+    """Fetches the key and stores it as any other; a key connected before is replaced.
+
+    404 when this user began nothing of this state, or too long ago, or completed it before: begin again.
+    """
+    message = CompleteOAuth(owner=user.user, state=body.state, code=body.code.get_secret_value())
+    try:
+        return await forward(request, KEYS_OAUTH_COMPLETE, message)
+    except ServiceError as error:
+        raise at_connect(error) from None
+
+
+@router.get(
+    "/access",
+    response_model=AccessPage,
+    responses=answers(examples.ACCESS_PAGE, "The newest entries first.", 401, 422),
+    summary="See what was done with the key",
+)
+async def list_accesses(
+    request: Request,
+    user: SignedIn,
+    cursor: Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> Response:
+    """Every connect, lease, check and disconnect, each chained to the one before by its hash; nothing is ever removed."""
+    message = ListAccess(owner=user.user, cursor=cursor, limit=limit)
+    return await forward(request, KEYS_ACCESS_LIST, message)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Body, Path, Query
-from pydantic import Field
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -28,7 +29,9 @@ from contracts.catalog import (
     UpdateResource,
 )
 from contracts.errors import ErrorCode, ServiceError
+from contracts.keys import OwnerRef
 from contracts.subjects import (
+    KEYS_STATUS,
     LISTINGS_GET,
     LISTINGS_SEARCH,
     RESOURCES_CREATE,
@@ -38,6 +41,7 @@ from contracts.subjects import (
     RESOURCES_PAUSE,
     RESOURCES_PUBLISH,
     RESOURCES_UPDATE,
+    Rpc,
 )
 from services.gateway import examples
 from services.gateway.documentation import answers
@@ -50,7 +54,9 @@ from services.gateway.routing import (
     gateway_of,
     refuse_unknown_fields,
 )
-from services.runtime.bus import encode
+from services.runtime.bus import Bus, encode
+
+_KEY_TIMEOUT_S = 2
 
 router = APIRouter(prefix="/api/resources", tags=["resources"], route_class=SignedInRoute)
 listings = APIRouter(prefix="/api/listings", tags=["listings"], route_class=PublicRoute)
@@ -62,6 +68,40 @@ class ResourceQuery(Contract):
     status: ResourceStatus | None = None
     cursor: str | None = Field(default=None, max_length=500)
     limit: int = Field(default=50, ge=1, le=200)
+
+
+async def _forward_with_key(request: Request, owner: str, rpc: Rpc[Any, Any], message: BaseModel) -> Response:
+    """The catalog's reply, in which a resource that could run if its owner had a key says that it cannot."""
+    bus = gateway_of(request).bus
+    reply, wanting = await asyncio.gather(bus.call_raw(rpc, encode(message)), _what_the_key_lacks(bus, owner))
+    if wanting is not None:
+        answer = orjson.loads(reply)
+        for resource in answer.get("items", [answer]):
+            if resource["availability"]["available"]:
+                resource["availability"] |= wanting
+        reply = orjson.dumps(answer)
+    return Response(reply, media_type="application/json")
+
+
+async def _what_the_key_lacks(bus: Bus, owner: str) -> dict[str, object] | None:
+    try:
+        status = await bus.call(KEYS_STATUS, OwnerRef(owner=owner), timeout_s=_KEY_TIMEOUT_S)
+    except ServiceError:
+        # What there is to say of the resources does not wait for the keys service.
+        return None
+    if not status.connected:
+        return {
+            "available": False,
+            "code": ErrorCode.KEY_MISSING,
+            "reason": "No OpenRouter key is connected: connect one, and it can run.",
+        }
+    if status.health == "rejected":
+        return {
+            "available": False,
+            "code": ErrorCode.KEY_REJECTED,
+            "reason": "OpenRouter does not accept your key any more: test it, or connect a new one.",
+        }
+    return None
 
 
 @router.post(
@@ -101,7 +141,7 @@ async def create_resource(
 async def list_resources(request: Request, user: SignedIn, query: Annotated[ResourceQuery, Query()]) -> Response:
     """Yours alone; what others publish is in the listings."""
     message = ListResources(owner=user.user, status=query.status, cursor=query.cursor, limit=query.limit)
-    return await forward(request, RESOURCES_LIST, message)
+    return await _forward_with_key(request, user.user, RESOURCES_LIST, message)
 
 
 @router.get(
@@ -112,7 +152,8 @@ async def list_resources(request: Request, user: SignedIn, query: Annotated[Reso
 )
 async def get_resource(request: Request, user: SignedIn, resource_id: Annotated[UUID, Path(alias="id")]) -> Response:
     """With its model, its availability today and the JSON Schema of its input."""
-    return await forward(request, RESOURCES_GET, ResourceRef(owner=user.user, id=resource_id))
+    message = ResourceRef(owner=user.user, id=resource_id)
+    return await _forward_with_key(request, user.user, RESOURCES_GET, message)
 
 
 @router.patch(

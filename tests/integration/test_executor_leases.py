@@ -1,0 +1,120 @@
+"""What an executor holds of creators' keys, against a real keys service: one lease per owner, dropped at once on a change."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+
+from contracts.errors import ErrorCode, ServiceError
+from contracts.subjects import KEYS_CHANGED
+from deploy.local.credentials import Credentials
+from deploy.local.nats import Nats
+from services.executor.leases import KeyLeases
+from services.runtime.bus import Bus
+from services.runtime.identity import ExecutorIdentity
+from tests.integration.keys_parts import (
+    LIVE_KEY,
+    OTHER_KEY,
+    Parties,
+    Upstream,
+    bus_of,
+    keys_running,
+    keys_settings,
+    let_time_pass,
+    parties_around,
+    running_upstream,
+    until,
+)
+from tests.stack import Database
+
+
+@dataclass
+class Around:
+    """An executor's leases, and the people around its keys service."""
+
+    leases: KeyLeases
+    bus: Bus
+    parties: Parties
+    upstream: Upstream
+
+
+@pytest_asyncio.fixture
+async def around(database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[Around]:
+    bus = bus_of("executor", nats_server, credentials)
+    leases = KeyLeases(bus, ExecutorIdentity.parse(credentials.executor_identity))
+    bus.listen(KEYS_CHANGED, leases.changed)
+    async with running_upstream() as upstream:
+        settings = keys_settings(database, nats_server, credentials, openrouter_url=upstream.url)
+        async with keys_running(settings), parties_around(nats_server, credentials) as parties:
+            await bus.start()
+            yield Around(leases, bus, parties, upstream)
+            await bus.close()
+
+
+async def held(around: Around, owner: str) -> str | ErrorCode:
+    try:
+        return (await around.leases.get(owner)).api_key
+    except ServiceError as error:
+        return error.code
+
+
+async def test_many_runs_at_once_ask_for_one_lease(around: Around) -> None:
+    await around.parties.connect("alice", LIVE_KEY)
+    await until(lambda: not around.parties.changes.empty())
+    leases = await asyncio.gather(*(around.leases.get("alice") for _ in range(50)))
+    assert {id(lease) for lease in leases} == {id(leases[0])}
+    assert leases[0].api_key == LIVE_KEY
+    assert LIVE_KEY not in repr(leases[0])
+
+
+async def test_a_change_is_followed_at_once(around: Around) -> None:
+    steps: list[tuple[str | None, str | ErrorCode]] = [
+        (LIVE_KEY, LIVE_KEY), (OTHER_KEY, OTHER_KEY), (None, ErrorCode.KEY_MISSING), (LIVE_KEY, LIVE_KEY)
+    ]  # fmt: skip
+    for key, expected in steps:
+        if key is None:
+            await around.parties.disconnect("alice")
+        else:
+            await around.parties.connect("alice", key)
+        async with asyncio.timeout(1):
+            while await held(around, "alice") != expected:  # noqa: ASYNC110 - an event is on its way over the bus
+                await asyncio.sleep(0.005)
+
+
+async def test_a_refused_run_has_the_key_asked_about_and_the_lease_dropped(around: Around, database: Database) -> None:
+    await around.parties.connect("alice", LIVE_KEY)
+    lease = await around.leases.get("alice")
+    await let_time_pass(database, "alice", seconds=10)
+    around.upstream.status = 401
+    for _ in range(5):
+        around.leases.doubt("alice", lease.version, ErrorCode.KEY_REJECTED)
+    async with asyncio.timeout(5):
+        while (await around.parties.status("alice")).health != "suspect":  # noqa: ASYNC110 - the executor asks by itself
+            await asyncio.sleep(0.02)
+    assert len(around.upstream.authorizations) == 2
+    # A suspect key is still leased: one wrong answer of upstream stops nobody's business.
+    assert (await around.leases.get("alice")) is not lease
+
+
+async def test_a_refusal_of_a_former_key_says_nothing_of_the_new_one(around: Around) -> None:
+    await around.parties.connect("alice", LIVE_KEY)
+    await around.parties.connect("alice", OTHER_KEY)
+    await until(lambda: around.parties.changes.qsize() == 2)
+    await around.bus.nc.flush()
+    lease = await around.leases.get("alice")
+    assert lease.version == 2
+    around.leases.doubt("alice", 1, ErrorCode.KEY_REJECTED)
+    assert (await around.leases.get("alice")) is lease
+
+
+@pytest.mark.parametrize("seed", ["c3RyYW5nZXItc3RyYW5nZXItc3RyYW5nZXItc3RyYW4="])
+async def test_an_executor_of_another_deployment_gets_nothing_and_its_callers_learn_nothing(
+    around: Around, seed: str
+) -> None:
+    await around.parties.connect("alice", LIVE_KEY)
+    stranger = KeyLeases(around.bus, ExecutorIdentity.parse(seed))
+    with pytest.raises(ServiceError, match="cannot be used at the moment") as forbidden:
+        await stranger.get("alice")
+    assert forbidden.value.code is ErrorCode.UNAVAILABLE

@@ -1,0 +1,276 @@
+"""When a key is believed dead or exhausted, and how it comes back: on a real bus and database, against an upstream whose
+answers the tests choose."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from decimal import Decimal
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from contracts.errors import ErrorCode, ServiceError
+from contracts.keys import KeyRefusal, KeyStatus, VerifyKey
+from contracts.subjects import KEYS_VERIFY
+from deploy.local.credentials import Credentials
+from deploy.local.nats import Nats
+from tests.integration.keys_parts import (
+    LIVE_KEY,
+    OTHER_KEY,
+    Parties,
+    Upstream,
+    keys_running,
+    keys_settings,
+    let_time_pass,
+    parties_around,
+    running_upstream,
+)
+from tests.stack import Database
+
+
+@pytest_asyncio.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with running_upstream() as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def parties(
+    database: Database, nats_server: Nats, credentials: Credentials, upstream: Upstream
+) -> AsyncIterator[Parties]:
+    settings = keys_settings(database, nats_server, credentials, openrouter_url=upstream.url)
+    async with keys_running(settings), parties_around(nats_server, credentials) as around:
+        yield around
+
+
+async def refused_run(
+    parties: Parties, owner: str, refused: KeyRefusal = ErrorCode.KEY_REJECTED, version: int | None = None
+) -> KeyStatus:
+    """What an executor says after upstream refused a run."""
+    return await parties.executor.call(KEYS_VERIFY, VerifyKey(owner=owner, refused=refused, version=version))
+
+
+async def check_now(database: Database, owner: str) -> None:
+    connection = await asyncpg.connect(database.superuser)
+    try:
+        await connection.execute(
+            "UPDATE keys.user_openrouter_integrations SET next_check_at = now() WHERE owner = $1", owner
+        )
+    finally:
+        await connection.close()
+
+
+async def until_health(parties: Parties, owner: str, health: str) -> None:
+    async with asyncio.timeout(15):
+        while (await parties.status(owner)).health != health:  # noqa: ASYNC110 - the service does it by itself
+            await asyncio.sleep(0.1)
+
+
+# Dead or not ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_is_dead_when_upstream_says_so_again_and_accepts_other_keys(
+    parties: Parties, upstream: Upstream, database: Database
+) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    await parties.connect("bob", OTHER_KEY)
+    upstream.dead.add(LIVE_KEY)
+    assert (await parties.verify("alice")).health == "suspect"
+    # However often it is asked at once, it counts once.
+    assert (await parties.verify("alice")).health == "suspect"
+    assert parties.opened(await parties.lease("alice"), "alice") == LIVE_KEY
+    await let_time_pass(database, "alice", seconds=61)
+    assert (await parties.verify("alice")).health == "rejected"
+    with pytest.raises(ServiceError, match="test it again or connect a new one") as rejected:
+        await parties.lease("alice")
+    assert rejected.value.code is ErrorCode.KEY_REJECTED
+    assert (await parties.status("bob")).health == "ok"
+    changes = [await parties.change() for _ in range(4)]
+    assert changes[2:] == [("alice", 1, "health"), ("alice", 1, "health")]
+    upstream.dead.clear()
+    assert (await parties.verify("alice")).health == "ok"
+    assert parties.opened(await parties.lease("alice"), "alice") == LIVE_KEY
+
+
+async def test_no_key_is_dead_while_upstream_refuses_everybody(
+    parties: Parties, upstream: Upstream, database: Database
+) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    await parties.connect("bob", OTHER_KEY)
+    upstream.dead |= {LIVE_KEY, OTHER_KEY}
+    for _ in range(5):
+        for owner in ("alice", "bob"):
+            assert (await parties.verify(owner)).health == "suspect"
+            assert parties.opened(await parties.lease(owner), owner)
+            await let_time_pass(database, owner, minutes=10)
+    upstream.dead.clear()
+    for owner in ("alice", "bob"):
+        await check_now(database, owner)
+        await until_health(parties, owner, "ok")
+
+
+async def test_the_only_key_is_dead_after_a_quarter_of_an_hour(
+    parties: Parties, upstream: Upstream, database: Database
+) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    upstream.status = 401
+    for _ in range(3):
+        assert (await parties.verify("alice")).health == "suspect"
+        await let_time_pass(database, "alice", minutes=7)
+    assert (await parties.verify("alice")).health == "rejected"
+
+
+async def test_keys_of_the_sandbox_are_no_witnesses_for_live_ones(
+    database: Database, nats_server: Nats, credentials: Credentials, upstream: Upstream
+) -> None:
+    settings = keys_settings(database, nats_server, credentials, openrouter_url=upstream.url, sandbox_url=upstream.url)
+    async with keys_running(settings), parties_around(nats_server, credentials) as parties:
+        await parties.connect("alice", LIVE_KEY)
+        await parties.connect("bob", "sk-or-test-bobs-own-key")
+        upstream.dead.add(LIVE_KEY)
+        await parties.verify("alice")
+        await let_time_pass(database, "alice", minutes=2)
+        assert (await parties.verify("alice")).health == "suspect"
+
+
+async def test_an_outage_is_no_verdict_on_a_key(parties: Parties, upstream: Upstream) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    for status in (500, 503, 429):
+        upstream.status = status
+        with pytest.raises(ServiceError) as unavailable:
+            await parties.verify("alice")
+        assert unavailable.value.code is ErrorCode.UNAVAILABLE
+    assert (await parties.status("alice")).health == "ok"
+
+
+# What a refused run says ----------------------------------------------------------------------------------------------
+
+
+async def test_a_run_that_met_a_401_makes_nothing_suspect_when_upstream_knows_the_key(
+    parties: Parties, upstream: Upstream, database: Database
+) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    await let_time_pass(database, "alice", seconds=10)
+    assert (await refused_run(parties, "alice", version=1)).health == "ok"
+    assert len(upstream.authorizations) == 2
+
+
+async def test_refused_runs_ask_upstream_rarely_and_never_about_a_key_that_was_replaced(
+    parties: Parties, upstream: Upstream, database: Database
+) -> None:
+    await parties.connect("alice", OTHER_KEY)
+    await parties.connect("alice", LIVE_KEY)
+    upstream.status = 401
+    await let_time_pass(database, "alice", seconds=10)
+    assert (await refused_run(parties, "alice", version=1)).health == "ok"
+    statuses = [await refused_run(parties, "alice", version=2) for _ in range(5)]
+    assert {status.health for status in statuses} == {"suspect"}
+    assert len(upstream.authorizations) == 3
+    assert (await refused_run(parties, "nobody")).connected is False
+
+
+@pytest.mark.parametrize(
+    ("refused", "facts", "credits", "health"),
+    [
+        # Nothing that can be read contradicts the run.
+        (ErrorCode.CREDITS_EXHAUSTED, {}, None, "exhausted"),
+        (ErrorCode.SPEND_LIMIT, {}, None, "exhausted"),
+        (ErrorCode.SPEND_LIMIT, {"limit": 5, "limit_remaining": 0}, None, "exhausted"),
+        (ErrorCode.CREDITS_EXHAUSTED, {}, {"total_credits": 5, "total_usage": 5.01}, "exhausted"),
+        # The account was filled up, or the limit raised, meanwhile.
+        (ErrorCode.CREDITS_EXHAUSTED, {}, {"total_credits": 5, "total_usage": 1}, "ok"),
+        (ErrorCode.SPEND_LIMIT, {"limit": 5, "limit_remaining": 4}, None, "ok"),
+    ],
+)
+async def test_a_run_that_could_not_be_paid_counts_until_something_says_otherwise(
+    parties: Parties,
+    upstream: Upstream,
+    database: Database,
+    refused: KeyRefusal,
+    facts: dict[str, int],
+    credits: dict[str, float] | None,  # noqa: A002 - upstream's own word
+    health: str,
+) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    await let_time_pass(database, "alice", seconds=10)
+    upstream.facts, upstream.credits = facts, credits
+    assert (await refused_run(parties, "alice", refused)).health == health
+    # An exhausted key is leased: a free model may run on it, and the next run that works proves it wrong.
+    assert parties.opened(await parties.lease("alice"), "alice") == LIVE_KEY
+
+
+async def test_exhausted_ends_by_itself_when_nothing_says_so_any_more(
+    parties: Parties, upstream: Upstream, database: Database
+) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    await let_time_pass(database, "alice", seconds=10)
+    assert (await refused_run(parties, "alice", ErrorCode.SPEND_LIMIT)).health == "exhausted"
+    await check_now(database, "alice")
+    await until_health(parties, "alice", "ok")
+    assert [await parties.change() for _ in range(3)] == [
+        ("alice", 1, "connected"), ("alice", 1, "health"), ("alice", 1, "health")
+    ]  # fmt: skip
+    assert len(upstream.authorizations) == 3
+
+
+async def test_a_403_of_the_key_itself_is_its_spending_limit(parties: Parties, upstream: Upstream) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    upstream.status = 403
+    upstream.raw = b'{"error": {"code": 403, "message": "Key limit exceeded (total limit)."}}'
+    assert (await parties.verify("alice")).health == "exhausted"
+    with pytest.raises(ServiceError, match="its own spending limit") as refused:
+        await parties.connect("bob", OTHER_KEY)
+    assert refused.value.code is ErrorCode.SPEND_LIMIT
+
+
+# Credits --------------------------------------------------------------------------------------------------------------
+
+
+async def test_credits_are_shown_where_the_key_may_read_them(parties: Parties, upstream: Upstream) -> None:
+    assert (await parties.connect("alice", LIVE_KEY)).credits_remaining_usd is None
+    upstream.credits = {"total_credits": 10, "total_usage": 9.75}
+    status = await parties.verify("alice")
+    assert (status.credits_remaining_usd, status.health) == (Decimal("0.25"), "ok")
+    assert (await parties.status("alice")).credits_remaining_usd == Decimal("0.25")
+    upstream.credits = {"total_credits": "many"}
+    assert (await parties.verify("alice")).credits_remaining_usd is None
+
+
+# By itself ------------------------------------------------------------------------------------------------------------
+
+
+async def test_keys_are_asked_about_in_their_time_by_one_replica_each(
+    database: Database, nats_server: Nats, credentials: Credentials, upstream: Upstream
+) -> None:
+    settings = [
+        keys_settings(database, nats_server, credentials, openrouter_url=upstream.url, instance=name)
+        for name in ("keys-1", "keys-2")
+    ]
+    owners = [f"owner-{number}" for number in range(4)]
+    async with (
+        keys_running(settings[0]),
+        keys_running(settings[1]),
+        parties_around(nats_server, credentials) as parties,
+    ):
+        for owner in owners:
+            await parties.connect(owner, f"sk-or-v1-{owner}-0123456789")
+        upstream.authorizations.clear()
+        upstream.facts = {"limit": 3, "limit_remaining": 0}
+        for owner in owners:
+            await check_now(database, owner)
+        for owner in owners:
+            await until_health(parties, owner, "exhausted")
+        assert sorted(upstream.authorizations) == [f"Bearer sk-or-v1-{owner}-0123456789" for owner in owners]
+
+
+async def test_the_next_check_is_hours_away_for_a_key_that_works(parties: Parties, database: Database) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    await parties.connect("bob", OTHER_KEY)
+    connection = await asyncpg.connect(database.superuser)
+    try:
+        rows = await connection.fetch("SELECT next_check_at - now() AS wait FROM keys.user_openrouter_integrations")
+    finally:
+        await connection.close()
+    waits = [row["wait"].total_seconds() / 3600 for row in rows]
+    assert all(4.7 < wait < 7.3 for wait in waits)
+    assert waits[0] != waits[1]
