@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from contracts.base import Contract, Slug, UserId, Utc
+from contracts.market import Breakdown, Replacement, ResourceBudgets, ResourceNotice
 from contracts.money import Percent, Price, Usd
 
 PriceKind = Literal["fixed", "free", "tiered", "runtime", "unknown"]
@@ -16,6 +17,9 @@ ModelStatus = Literal["available", "retiring", "retired"]
 ModelSort = Literal["popular", "newest", "price", "-price", "context"]
 ResourceStatus = Literal["draft", "published", "paused", "unavailable"]
 ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+MimeType = Annotated[str, StringConstraints(pattern=r"^[a-z]+/[a-z0-9.+-]{1,80}$")]
+MarginRule = Literal["warn", "pause"]
 
 MAX_TEMPLATE_CHARS = 100_000
 MAX_INPUT_BYTES = 1024 * 1024
@@ -235,7 +239,7 @@ class InputField(Contract):
     """One thing that a caller fills in."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
-    type: Literal["text", "number", "boolean", "choice"] = "text"
+    type: Literal["text", "number", "boolean", "choice", "image", "file", "audio"] = "text"
     description: str | None = Field(default=None, max_length=1000)
     required: bool = True
     default: str | int | float | bool | None = None
@@ -243,6 +247,10 @@ class InputField(Contract):
     minimum: float | None = Field(default=None, description="For numbers.")
     maximum: float | None = Field(default=None, description="For numbers.")
     choices: list[str] | None = Field(default=None, min_length=1, max_length=200)
+    max_bytes: int | None = Field(default=None, ge=1, description="For images, files and audio.")
+    accept: list[MimeType] | None = Field(
+        default=None, min_length=1, max_length=20, description="Media types that an image, file or audio may have."
+    )
 
 
 class Timeouts(Contract):
@@ -264,6 +272,10 @@ class ResourceDraft(Contract):
     inputs: list[InputField] = Field(default=[], max_length=50)
     pricing: Pricing
     timeouts: Timeouts = Timeouts()
+    example_output: str = Field(default="", max_length=10_000, description="What a buyer may expect, in your words.")
+    margin_rule: MarginRule = Field(
+        default="warn", description="What happens when runs turn out to cost more than they bring."
+    )
 
 
 class ResourcePatch(Contract):
@@ -276,6 +288,8 @@ class ResourcePatch(Contract):
     inputs: list[InputField] | None = Field(default=None, max_length=50)
     pricing: Pricing | None = None
     timeouts: Timeouts | None = None
+    example_output: str | None = Field(default=None, max_length=10_000)
+    margin_rule: MarginRule | None = None
     expected_version: int | None = Field(
         default=None, description="Refused with `conflict` when somebody edited meanwhile."
     )
@@ -287,6 +301,8 @@ class Availability(Contract):
     available: bool
     reason: str | None = None
     replacement: str | None = Field(default=None, description="A model that could take over.")
+    proposal: Replacement | None = Field(default=None, description="The same with the difference in price.")
+    ends_on: date | None = Field(default=None, description="The day that upstream has announced as the model's last.")
 
 
 class Resource(ResourceDraft):
@@ -301,6 +317,8 @@ class Resource(ResourceDraft):
     availability: Availability
     warnings: list[str] = []
     input_schema: dict[str, JsonValue] = Field(description="JSON Schema of `input`.")
+    breakdown: Breakdown | None = Field(default=None, description="What a run is estimated to cost and bring.")
+    notices: list[ResourceNotice] = Field(default=[], description="The latest, newest first.")
     created_at: Utc
     updated_at: Utc
 
@@ -361,46 +379,9 @@ class ResolvedResource(Contract):
     timeouts: Timeouts
     model: Model
     availability: Availability
-
-
-# Listings -------------------------------------------------------------------------------------------------------------
-
-
-class Listing(Contract):
-    """What a buyer sees: no key, no cost, no prompt."""
-
-    id: UUID
-    owner: UserId
-    slug: str
-    name: str
-    description: str
-    inputs: list[InputField]
-    input_schema: dict[str, JsonValue]
-    output_modalities: list[str]
-    pricing_mode: Literal["fixed", "cost_plus"]
-    price_usd: Usd | None = Field(description="The fixed price; null where it depends on the run.")
-    max_price_usd: Usd = Field(description="No run is charged more.")
-    badges: list[str]
-    available: bool
-    version: int
-    updated_at: Utc
-
-
-class SearchListings(Contract):
-    q: str | None = Field(default=None, max_length=200)
-    cursor: str | None = Field(default=None, max_length=500)
-    limit: int = Field(default=50, ge=1, le=200)
-
-
-class ListingRef(Contract):
-    owner: UserId
-    slug: str = Field(max_length=80)
-
-
-class ListingPage(Contract):
-    items: list[Listing]
-    total: int
-    next_cursor: str | None
+    budgets: ResourceBudgets = Field(
+        default=ResourceBudgets(), description="The creator's daily limits that hold here."
+    )
 
 
 # Syncs and events -----------------------------------------------------------------------------------------------------

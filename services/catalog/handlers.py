@@ -15,9 +15,6 @@ from contracts.catalog import (
     CreateResource,
     Estimate,
     EstimateCost,
-    Listing,
-    ListingPage,
-    ListingRef,
     ListResources,
     ListSyncs,
     Model,
@@ -31,7 +28,6 @@ from contracts.catalog import (
     ResourceDraft,
     ResourcePage,
     ResourceRef,
-    SearchListings,
     SearchModels,
     SyncCatalog,
     SyncList,
@@ -39,6 +35,7 @@ from contracts.catalog import (
     UpdateResource,
 )
 from contracts.errors import ErrorCode, ServiceError, invalid
+from contracts.listings import Listing, ListingPage, ListingRef, SearchListings
 from services.catalog import views
 from services.catalog.cursors import decode_place, encode_place
 from services.catalog.estimates import estimate
@@ -89,27 +86,28 @@ class Handlers:
         serve(subjects.LISTINGS_GET, self.get_listing)
         self._bus.listen(subjects.CATALOG_SYNCED, self.hear_synced)
         self._bus.on_reconnect(self._index.reload)
+        self._bus.on_reconnect(self._sync.announce)
 
     # Models -----------------------------------------------------------------------------------------------------------
 
     async def search_models(self, request: SearchModels) -> ModelPage:
-        return self._index.current.search(request)
+        return self._index.search(request)
 
     async def get_model(self, request: ModelRef) -> ModelDetail:
         row = await self._model_row(request.id)
         if row is None:
             raise ServiceError(ErrorCode.NOT_FOUND, f"There is no such model in the catalog. {FIND_A_MODEL}")
         history = await self._store.price_history(row.id)
-        return views.model_detail(_seen(row), row, self._index.replacement_for(row), history)
+        return views.model_detail(self._seen(row), row, self._index.replacement_for(row), history)
 
     async def estimate_cost(self, request: EstimateCost) -> Estimate:
         row = await self._model_row(request.model_id)
         if row is None:
             raise invalid("model_id", f"There is no such model in the catalog. {FIND_A_MODEL}")
-        return estimate(request, _seen(row))
+        return estimate(request, self._seen(row))
 
     async def sync_catalog(self, request: SyncCatalog) -> SyncReport:
-        return await self._sync.run(request.requested_by)
+        return await self._sync.run(request.requested_by, force=request.force)
 
     async def list_syncs(self, request: ListSyncs) -> SyncList:
         return SyncList(items=await self._store.syncs(request.limit))
@@ -199,7 +197,7 @@ class Handlers:
         stored = await self._find(request.ref)
         if stored is None or stored.deleted:
             raise ServiceError(ErrorCode.NOT_FOUND, "There is no such resource; GET /api/listings shows what there is.")
-        return views.resolved_view(stored, _seen(stored.model), self._index.replacement_for(stored.model))
+        return views.resolved_view(stored, self._seen(stored.model), self._index.replacement_for(stored.model))
 
     # Listings ---------------------------------------------------------------------------------------------------------
 
@@ -210,7 +208,7 @@ class Handlers:
         rows, total = await self._store.listings(words, after, request.limit + 1)
         page = rows[: request.limit]
         return ListingPage(
-            items=[views.listing_view(stored, _seen(stored.model)) for stored in page],
+            items=[views.listing_view(stored, self._seen(stored.model)) for stored in page],
             total=total,
             next_cursor=_next_cursor(question, rows, page),
         )
@@ -219,7 +217,7 @@ class Handlers:
         stored = await self._find(f"{request.owner}/{request.slug}")
         if stored is None or stored.status != "published":
             raise ServiceError(ErrorCode.NOT_FOUND, "There is no such listing; GET /api/listings shows what there is.")
-        return views.listing_view(stored, _seen(stored.model))
+        return views.listing_view(stored, self._seen(stored.model))
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -231,7 +229,10 @@ class Handlers:
     async def _models(self, draft: ResourceDraft) -> Mapping[str, Model]:
         ids = [model_id for model_id in named_models(draft.openrouter_config) if "\0" not in model_id]
         rows = await self._store.models_by_id(ids)
-        return {model_id: _seen(row) for model_id, row in rows.items()}
+        return {model_id: self._seen(row) for model_id, row in rows.items()}
+
+    def _seen(self, row: CatalogModel) -> Model:
+        return describe(row, datetime.now(UTC), self._index.current.recommendations.reasons)
 
     async def _find(self, ref: str) -> StoredResource | None:
         if "\0" in ref:
@@ -257,7 +258,7 @@ class Handlers:
         return self._view(stored)
 
     def _view(self, stored: StoredResource) -> Resource:
-        return views.resource_view(stored, _seen(stored.model), self._index.replacement_for(stored.model))
+        return views.resource_view(stored, self._seen(stored.model), self._index.replacement_for(stored.model))
 
     async def _announce(self, stored: StoredResource, change: Change) -> None:
         await self._bus.publish(
@@ -266,10 +267,6 @@ class Handlers:
                 resource_id=stored.id, owner=stored.owner, slug=stored.draft.slug, version=stored.version, change=change
             ),
         )
-
-
-def _seen(row: CatalogModel) -> Model:
-    return describe(row, datetime.now(UTC))
 
 
 def _own(stored: StoredResource | None, asking: str) -> StoredResource:

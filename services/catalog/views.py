@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from contracts.catalog import (
     FixedPrice,
-    Listing,
     Model,
     ModelDetail,
     PriceChange,
@@ -13,6 +12,7 @@ from contracts.catalog import (
     Resource,
     ResourceDraft,
 )
+from contracts.listings import Listing
 from services.catalog.inputs import input_schema
 from services.catalog.models import CatalogModel
 from services.catalog.resources import availability_of, shown_status, warnings_of

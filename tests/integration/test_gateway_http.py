@@ -12,7 +12,7 @@ import pytest_asyncio
 from nats.js.api import ObjectMeta, ObjectMetaOptions
 from pydantic import TypeAdapter
 
-from contracts import catalog, execution, keys
+from contracts import catalog, execution, keys, listings
 from contracts.base import Empty
 from contracts.errors import ErrorCode, ServiceError, invalid
 from contracts.media import PART_BYTES, StoredMedia, media_headers, part_count, part_name
@@ -508,7 +508,7 @@ async def test_openapi_has_examples_that_keep_the_contracts(client: httpx.AsyncC
         (catalog.ResourceDraft, examples.COST_PLUS_DRAFT),
         (catalog.ResourcePatch, examples.PATCH),
         (catalog.ResourcePage, examples.RESOURCE_PAGE),
-        (catalog.ListingPage, examples.LISTING_PAGE),
+        (listings.ListingPage, examples.LISTING_PAGE),
         (execution.ExecutionResult, examples.RESULT),
         (execution.ExecutionAccepted, examples.ACCEPTED),
         (execution.ExecutionPage, examples.EXECUTION_PAGE),

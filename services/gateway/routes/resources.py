@@ -14,9 +14,6 @@ from starlette.responses import Response
 from contracts.base import Contract
 from contracts.catalog import (
     CreateResource,
-    Listing,
-    ListingPage,
-    ListingRef,
     ListResources,
     Resource,
     ResourceDraft,
@@ -24,10 +21,10 @@ from contracts.catalog import (
     ResourcePatch,
     ResourceRef,
     ResourceStatus,
-    SearchListings,
     UpdateResource,
 )
 from contracts.errors import ErrorCode, ServiceError
+from contracts.listings import Listing, ListingPage, ListingRef, SearchListings
 from contracts.subjects import (
     LISTINGS_GET,
     LISTINGS_SEARCH,
