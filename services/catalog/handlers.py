@@ -50,6 +50,7 @@ from services.catalog.resources import (
     refuse_retired,
     refuse_stranger,
 )
+from services.catalog.sizes import fill_from_resource, size_of_resource
 from services.catalog.store import Store, StoredResource
 from services.catalog.sync import CatalogSync
 from services.runtime.bus import Bus
@@ -104,7 +105,17 @@ class Handlers:
         row = await self._model_row(request.model_id)
         if row is None:
             raise invalid("model_id", f"There is no such model in the catalog. {FIND_A_MODEL}")
-        return estimate(request, self._seen(row))
+        model = self._seen(row)
+        if request.resource_id is None:
+            return estimate(request, model)
+        if request.owner is None:
+            raise no_such_resource()
+        own = _own(await self._store.resource(request.resource_id), request.owner)
+        size = None
+        if request.prompt is None and request.prompt_tokens is None:
+            size = size_of_resource(own.draft, model)
+        measured = await self._store.measured_tokens(own.id)
+        return estimate(fill_from_resource(request, own.draft), model, size=size, measured=measured)
 
     async def sync_catalog(self, request: SyncCatalog) -> SyncReport:
         return await self._sync.run(request.requested_by, force=request.force)

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from contracts.catalog import ModelPricing, PriceChange, ResourceDraft, ResourceStatus, SyncReport
 from contracts.errors import ErrorCode, FieldProblem, ServiceError
 from services.catalog.models import CatalogModel
+from services.catalog.sizes import MeasuredTokens
 from services.catalog.sync_store import MODEL_COLUMNS, MODELS, SyncSession, model_of, read_syncs
 from services.runtime.postgres import create_pool, ping, unavailable_when_down
 
@@ -167,6 +168,16 @@ class Store:
                 f"{_RESOURCES} WHERE r.owner = $1 AND r.slug = $2 AND r.deleted_at IS NULL", owner, slug
             )
         return None if row is None else _resource(row)
+
+    async def measured_tokens(self, resource_id: UUID) -> MeasuredTokens | None:
+        """What the runs of its newest version that has been run took; None where none has."""
+        async with unavailable_when_down():
+            row = await self._pool.fetchrow(
+                """SELECT runs, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens
+                   FROM catalog.resource_token_stats WHERE resource_id = $1 ORDER BY version DESC LIMIT 1""",
+                resource_id,
+            )
+        return None if row is None else MeasuredTokens(**dict(row))
 
     async def resources_on(self, model_ids: Sequence[str]) -> list[StoredResource]:
         """Those that run on one of the models."""

@@ -59,7 +59,7 @@ MODEL_DETAIL: dict[str, Any] = {
     "price_history": [{"since": "2024-07-18T00:00:00Z", "pricing": PRICING}],
 }
 
-MODEL_PAGE: dict[str, Any] = {"items": [MODEL], "total": 1, "next_cursor": None}
+MODEL_PAGE: dict[str, Any] = {"items": [MODEL], "total": 1, "next_cursor": None, "facets": None}
 
 ESTIMATE_REQUEST: dict[str, Any] = {
     "model_id": "openai/gpt-4o-mini",
@@ -93,6 +93,11 @@ SYNC_REPORT: dict[str, Any] = {
     "retired": [],
     "returned": [],
     "repriced": [],
+    "skipped": 0,
+    "forced": False,
+    "changes": [{"model_id": "openai/gpt-4o-mini", "name": "OpenAI: GPT-4o-mini", "change": "added", "fields": []}],
+    "changes_total": 1,
+    "curated_missing": [],
     "reason": None,
 }
 
