@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from datetime import datetime
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -11,7 +13,7 @@ from pydantic import SecretStr
 from contracts.errors import ServiceError
 from services.catalog.handlers import Handlers
 from services.catalog.index import LiveIndex
-from services.catalog.schedule import Schedule
+from services.catalog.schedule import Schedule, utc_now
 from services.catalog.store import Store
 from services.catalog.sync import CatalogSync
 from services.catalog.upstream import Upstream
@@ -30,15 +32,15 @@ class Settings(ServiceSettings):
     catalog_upstream_url: str = "https://openrouter.ai/api/v1"
 
 
-def build(settings: Settings) -> Service:
-    """Wire the service; nothing is opened before it starts."""
+def build(settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> Service:
+    """Wire the service; nothing is opened before it starts. `clock` tells the schedule the time."""
     registry = CollectorRegistry()
     service = Service("catalog", settings, registry)
     store = Store(settings.postgres_url)
     upstream = Upstream(settings.catalog_upstream_url)
     index = LiveIndex(store, registry)
     sync = CatalogSync(store=store, upstream=upstream, index=index, bus=service.bus, registry=registry)
-    schedule = Schedule(sync)
+    schedule = Schedule(sync, clock)
     Handlers(bus=service.bus, store=store, index=index, sync=sync).register()
 
     async def open_store() -> None:

@@ -41,7 +41,7 @@ def latest_daily(now: datetime) -> datetime:
     return next_daily(now) - timedelta(days=1)
 
 
-def _utc_now() -> datetime:
+def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
@@ -51,7 +51,7 @@ class Schedule:
     `clock` tells the time, in UTC.
     """
 
-    def __init__(self, sync: CatalogSync, clock: Callable[[], datetime] = _utc_now) -> None:
+    def __init__(self, sync: CatalogSync, clock: Callable[[], datetime]) -> None:
         self._sync = sync
         self._clock = clock
         self.worth_waiting_over = asyncio.Event()

@@ -61,11 +61,13 @@ class CatalogSync:
         return report
 
     async def run_daily(self, requested_by: str, due: datetime) -> SyncReport | None:
-        """The reading that was due at this moment, unless it has been made, here or in another replica: then None."""
+        """The reading that was due at this moment, or one that was cut short; None where neither is to be made."""
         report = None
         async with self._one_here, self._store.syncing() as session:
             if not await session.covers(due, self._upstream.source):
                 report = await self._sync(session, requested_by, due=due)
+            elif await session.was_cut_short():
+                report = await self._sync(session, requested_by)
             await self._announce(session)
         # Also where there was nothing to do: what is new grows old, and another replica may have synced.
         await self._index.reload()

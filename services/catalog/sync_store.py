@@ -95,8 +95,19 @@ class SyncSession:
         )
         return covered
 
+    async def was_cut_short(self) -> bool:
+        """Whether a sync began and never ended: whoever made it died, because now the lock is ours."""
+        cut_short: bool = await self._connection.fetchval(
+            "SELECT EXISTS (SELECT FROM catalog.sync_attempts WHERE ended_at IS NULL)"
+        )
+        return cut_short
+
     async def begin(self, requested_by: str, source: str, due: datetime | None) -> SyncRequest:
-        return SyncRequest(requested_by, source, due, await self._connection.fetchval("SELECT clock_timestamp()"))
+        """Remembered at once, so that a sync that never ends is repeated at the next start."""
+        begun_at = await self._connection.fetchval(
+            "INSERT INTO catalog.sync_attempts (requested_by) VALUES ($1) RETURNING begun_at", requested_by
+        )
+        return SyncRequest(requested_by, source, due, begun_at)
 
     async def known(self) -> dict[str, CatalogModel]:
         return {row["id"]: model_of(row) for row in await self._connection.fetch(MODELS)}
@@ -123,6 +134,9 @@ class SyncSession:
                     (sync_id, change.model_id, change.change, change.name, change.model_dump(mode="json")["fields"])
                     for change in plan.changes
                 ],
+            )
+            await self._connection.execute(
+                "UPDATE catalog.sync_attempts SET ended_at = clock_timestamp() WHERE ended_at IS NULL"
             )
             row = await self._connection.fetchrow(f"{_SYNCS} WHERE s.id = $2", _MOST_CHANGES, sync_id)
         return _report_of(row)

@@ -30,7 +30,18 @@ UPDATE catalog.syncs SET announced_at = finished_at;
 CREATE UNIQUE INDEX syncs_due_key ON catalog.syncs (source, due) WHERE due IS NOT NULL AND outcome <> 'failed';
 CREATE INDEX syncs_unannounced ON catalog.syncs (id) WHERE outcome = 'applied' AND announced_at IS NULL;
 
-GRANT SELECT, INSERT ON catalog.sync_changes TO x402_catalog;
+-- What has begun, written before upstream is read: where `ended_at` is null and nobody holds the lock, somebody died.
+CREATE TABLE catalog.sync_attempts (
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    requested_by text NOT NULL,
+    begun_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz,
+    CONSTRAINT sync_attempts_pkey PRIMARY KEY (id)
+);
+CREATE INDEX sync_attempts_unended ON catalog.sync_attempts (id) WHERE ended_at IS NULL;
+
+GRANT SELECT, INSERT ON catalog.sync_changes, catalog.sync_attempts TO x402_catalog;
+GRANT UPDATE (ended_at) ON catalog.sync_attempts TO x402_catalog;
 GRANT UPDATE (announced_at) ON catalog.syncs TO x402_catalog;
 
 -- migrate:down
@@ -45,4 +56,5 @@ ALTER TABLE catalog.syncs
     DROP COLUMN curated_missing,
     DROP COLUMN forced,
     DROP COLUMN due;
+DROP TABLE catalog.sync_attempts;
 DROP TABLE catalog.sync_changes;
