@@ -91,7 +91,7 @@ class PriceChange(Contract):
 
 class ModelDetail(Model):
     alias_target: str | None = Field(default=None, description="What a moving alias points to today.")
-    replacement: str | None = Field(default=None, description="What to use instead, once retired.")
+    replacement: str | None = Field(default=None, description="What to use instead, once its end is known.")
     price_history: list[PriceChange] = []
 
 

@@ -62,8 +62,12 @@ class LiveIndex:
         return index.search(query)
 
     def replacement_for(self, model: CatalogModel) -> str | None:
-        """What could take over from a retired model; None for one that is not retired."""
-        return propose_replacement(model, self.current.rows()) if model.status == "retired" else None
+        """What could take over from a model that is retired or about to be; None for one that stays."""
+        return None if model.status == "available" else propose_replacement(model, self.current.rows())
+
+    def find(self, model_id: str | None) -> CatalogModel | None:
+        entry = self.current.entries.get(model_id) if model_id is not None else None
+        return None if entry is None else entry.row
 
     def _keep(self, replaced: ModelIndex, now: datetime) -> None:
         kept = [(until, index) for until, index in self._former if until > now]

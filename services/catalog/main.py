@@ -11,9 +11,15 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from contracts.errors import ServiceError
+from services.catalog.guard import Guard
 from services.catalog.handlers import Handlers
 from services.catalog.index import LiveIndex
+from services.catalog.market_handlers import MarketHandlers
+from services.catalog.market_store import MarketStore
+from services.catalog.receipts import Receipts
+from services.catalog.runs_store import RunsStore
 from services.catalog.schedule import Schedule, utc_now
+from services.catalog.showing import Showing
 from services.catalog.store import Store
 from services.catalog.sync import CatalogSync
 from services.catalog.upstream import Upstream
@@ -41,7 +47,12 @@ def build(settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> Ser
     index = LiveIndex(store, registry)
     sync = CatalogSync(store=store, upstream=upstream, index=index, bus=service.bus, registry=registry)
     schedule = Schedule(sync, clock)
-    Handlers(bus=service.bus, store=store, index=index, sync=sync).register()
+    market, runs = MarketStore(store.pool), RunsStore(store.pool)
+    showing = Showing(store=store, market=market, runs=runs, index=index)
+    guard = Guard(bus=service.bus, store=store, market=market, showing=showing)
+    receipts = Receipts(bus=service.bus, runs=runs, guard=guard, health=service.health)
+    Handlers(bus=service.bus, store=store, index=index, sync=sync, showing=showing, guard=guard).register()
+    MarketHandlers(bus=service.bus, store=store, market=market, runs=runs, showing=showing, guard=guard).register()
 
     async def open_store() -> None:
         while True:
@@ -57,7 +68,11 @@ def build(settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> Ser
             raise TimeoutError("the catalog is being read")
 
     service.before_bus(open_store)
+    service.after_bus(guard.declare)
+    service.bus.on_reconnect(guard.declare)
     service.background("schedule", schedule.run)
+    service.background("guard", guard.run)
+    service.background("receipts", receipts.run)
     service.health.add("postgres", store.ping)
     service.health.add("catalog", ready_to_answer)
     service.on_stop(store.close)

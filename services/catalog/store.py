@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from contracts.catalog import ModelPricing, PriceChange, ResourceDraft, ResourceStatus, SyncReport
 from contracts.errors import ErrorCode, FieldProblem, ServiceError
+from services.catalog.market_store import remember_new_models
 from services.catalog.models import CatalogModel
 from services.catalog.sizes import MeasuredTokens
 from services.catalog.sync_store import MODEL_COLUMNS, MODELS, SyncSession, model_of, read_syncs
@@ -25,7 +26,7 @@ _SYNC_LOCK = 0x7834303263617401  # "x402cat" and a number: no other part of the 
 _WAIT_FOR_SYNC_S = 100
 
 _RESOURCES = f"""SELECT r.id, r.owner, r.slug, r.resource_type, r.name, r.description, r.openrouter_config, r.inputs, r.pricing,
-        r.timeouts, r.version, r.status, r.created_at, r.updated_at, r.deleted_at,
+        r.timeouts, r.example_output, r.margin_rule, r.version, r.status, r.created_at, r.updated_at, r.deleted_at,
         {", ".join(f"m.{column} AS model_{column}" for column in MODEL_COLUMNS)}
     FROM catalog.x402_resources AS r JOIN catalog.ai_models AS m ON m.id = r.model_id"""
 # What a person sees as status; a model that is gone makes a published resource unavailable.
@@ -70,6 +71,10 @@ class Store:
     async def close(self) -> None:
         await self._pool.close()
 
+    def pool(self) -> asyncpg.Pool:
+        """For the other stores of this service, once it is open."""
+        return self._pool
+
     async def ping(self) -> None:
         """For readiness."""
         await ping(self._pool)
@@ -93,8 +98,7 @@ class Store:
     async def models_by_id(self, ids: Sequence[str]) -> dict[str, CatalogModel]:
         """Those of the ids that are in the catalog."""
         async with unavailable_when_down():
-            rows = await self._pool.fetch(f"{MODELS} WHERE id = ANY ($1::text[])", list(ids))
-        return {row["id"]: model_of(row) for row in rows}
+            return await _models_by_id(self._pool, ids)
 
     async def price_history(self, model_id: str, limit: int = 100) -> list[PriceChange]:
         """The latest prices, newest first."""
@@ -146,13 +150,14 @@ class Store:
                 await connection.execute(
                     """INSERT INTO catalog.x402_resources
                            (id, owner, slug, resource_type, name, description, model_id,
-                            openrouter_config, inputs, pricing, timeouts)
-                       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)""",
+                            openrouter_config, inputs, pricing, timeouts, example_output, margin_rule)
+                       VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)""",
                     resource_id,
                     owner,
                     *fields,
                 )
             await _insert_version(connection, resource_id, 1, draft)
+            await remember_new_models(connection, resource_id)
             row = await connection.fetchrow(f"{_RESOURCES} WHERE r.id = $1", resource_id)
         return _resource(row)
 
@@ -169,15 +174,18 @@ class Store:
             )
         return None if row is None else _resource(row)
 
-    async def measured_tokens(self, resource_id: UUID) -> MeasuredTokens | None:
-        """What the runs of its newest version that has been run took; None where none has."""
+    async def measured_tokens(self, resource_ids: Sequence[UUID]) -> dict[UUID, MeasuredTokens]:
+        """What the runs of the newest version that has been run took, of every resource that has been."""
         async with unavailable_when_down():
-            row = await self._pool.fetchrow(
-                """SELECT runs, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens
-                   FROM catalog.resource_token_stats WHERE resource_id = $1 ORDER BY version DESC LIMIT 1""",
-                resource_id,
+            rows = await self._pool.fetch(
+                """SELECT DISTINCT ON (resource_id)
+                       resource_id, runs, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens
+                   FROM catalog.resource_token_stats WHERE resource_id = ANY ($1::uuid[])
+                   ORDER BY resource_id, version DESC""",
+                list(resource_ids),
             )
-        return None if row is None else MeasuredTokens(**dict(row))
+        sums = [dict(row) for row in rows]
+        return {each.pop("resource_id"): MeasuredTokens(**each) for each in sums}
 
     async def resources_on(self, model_ids: Sequence[str]) -> list[StoredResource]:
         """Those that run on one of the models."""
@@ -231,30 +239,39 @@ class Store:
 
 
 class ResourceChange:
-    """A resource held for a change; `current` is None when there is none of that id."""
+    """A resource held for a change; `current` is None when there is none of that id.
+
+    What is written over `connection` meanwhile is written together with the change.
+    """
 
     def __init__(self, connection: asyncpg.Connection, current: StoredResource | None) -> None:
-        self._connection = connection
+        self.connection = connection
         self.current = current
+
+    async def models_by_id(self, ids: Sequence[str]) -> dict[str, CatalogModel]:
+        """As the store's, without a second connection: a pool full of changes that each wait for one would stand still."""
+        return await _models_by_id(self.connection, ids)
 
     async def save(self, draft: ResourceDraft) -> StoredResource:
         """A new version with this content. Raises CONFLICT when the owner has another resource of that slug."""
         assert self.current is not None
         with _slug_conflicts():
-            version: int = await self._connection.fetchval(
+            version: int = await self.connection.fetchval(
                 """UPDATE catalog.x402_resources
                    SET slug = $2, resource_type = $3, name = $4, description = $5, model_id = $6, openrouter_config = $7,
-                       inputs = $8, pricing = $9, timeouts = $10, version = version + 1, updated_at = clock_timestamp()
+                       inputs = $8, pricing = $9, timeouts = $10, example_output = $11, margin_rule = $12,
+                       version = version + 1, updated_at = clock_timestamp()
                    WHERE id = $1 RETURNING version""",
                 self.current.id,
                 *_resource_fields(draft),
             )
-        await _insert_version(self._connection, self.current.id, version, draft)
+        await _insert_version(self.connection, self.current.id, version, draft)
+        await remember_new_models(self.connection, self.current.id)
         return await self._again()
 
     async def set_status(self, status: ResourceStatus) -> StoredResource:
         assert self.current is not None
-        await self._connection.execute(
+        await self.connection.execute(
             "UPDATE catalog.x402_resources SET status = $2, updated_at = clock_timestamp() WHERE id = $1",
             self.current.id,
             status,
@@ -264,13 +281,13 @@ class ResourceChange:
     async def delete(self) -> None:
         """Mark it deleted: it is gone for everybody, its slug is free, its versions stay for the receipts that name them."""
         assert self.current is not None
-        await self._connection.execute(
+        await self.connection.execute(
             "UPDATE catalog.x402_resources SET deleted_at = clock_timestamp() WHERE id = $1", self.current.id
         )
 
     async def _again(self) -> StoredResource:
         assert self.current is not None
-        return _resource(await self._connection.fetchrow(f"{_RESOURCES} WHERE r.id = $1", self.current.id))
+        return _resource(await self.connection.fetchrow(f"{_RESOURCES} WHERE r.id = $1", self.current.id))
 
 
 @contextmanager
@@ -282,6 +299,11 @@ def _slug_conflicts() -> Iterator[None]:
             raise
         message = "You have another resource with this slug; choose a different one."
         raise ServiceError(ErrorCode.CONFLICT, message, fields=[FieldProblem(path="slug", message=message)]) from None
+
+
+async def _models_by_id(connection: asyncpg.Connection | asyncpg.Pool, ids: Sequence[str]) -> dict[str, CatalogModel]:
+    rows = await connection.fetch(f"{MODELS} WHERE id = ANY ($1::text[])", list(ids))
+    return {row["id"]: model_of(row) for row in rows}
 
 
 async def _insert_version(
@@ -299,7 +321,8 @@ async def _insert_version(
 
 
 def _resource_fields(draft: ResourceDraft) -> tuple[Any, ...]:
-    """slug, resource_type, name, description, model_id, openrouter_config, inputs, pricing, timeouts."""
+    """slug, resource_type, name, description, model_id, openrouter_config, inputs, pricing, timeouts, example_output,
+    margin_rule."""
     content = draft.model_dump(mode="json")
     return (
         draft.slug,
@@ -308,11 +331,14 @@ def _resource_fields(draft: ResourceDraft) -> tuple[Any, ...]:
         draft.description,
         draft.openrouter_config.model_id,
         *(content[field] for field in ("openrouter_config", "inputs", "pricing", "timeouts")),
+        draft.example_output,
+        draft.margin_rule,
     )
 
 
 def _resource(row: Mapping[str, Any]) -> StoredResource:
-    fields = ("slug", "resource_type", "name", "description", "openrouter_config", "inputs", "pricing", "timeouts")
+    fields = ("slug", "resource_type", "name", "description", "openrouter_config", "inputs", "pricing", "timeouts",
+              "example_output", "margin_rule")  # fmt: skip
     return StoredResource(
         id=row["id"],
         owner=row["owner"],
