@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 import orjson
@@ -24,7 +24,8 @@ from contracts.catalog import (
     UpdateResource,
 )
 from contracts.errors import ErrorCode, ServiceError
-from contracts.listings import Listing, ListingPage, ListingRef, SearchListings
+from contracts.listings import Listing, ListingPage, ListingRef, SearchListings, ViewListing
+from contracts.market import GetStats, ListVersions, ResourceStats, ResourceVersionPage
 from contracts.subjects import (
     LISTINGS_GET,
     LISTINGS_SEARCH,
@@ -32,9 +33,12 @@ from contracts.subjects import (
     RESOURCES_DELETE,
     RESOURCES_GET,
     RESOURCES_LIST,
+    RESOURCES_LISTING,
     RESOURCES_PAUSE,
     RESOURCES_PUBLISH,
+    RESOURCES_STATS,
     RESOURCES_UPDATE,
+    RESOURCES_VERSIONS,
 )
 from services.gateway import examples
 from services.gateway.documentation import answers
@@ -59,6 +63,13 @@ class ResourceQuery(Contract):
     status: ResourceStatus | None = None
     cursor: str | None = Field(default=None, max_length=500)
     limit: int = Field(default=50, ge=1, le=200)
+
+
+class VersionQuery(Contract):
+    """Which versions to list."""
+
+    cursor: str | None = Field(default=None, max_length=500)
+    limit: int = Field(default=20, ge=1, le=100)
 
 
 @router.post(
@@ -103,13 +114,59 @@ async def list_resources(request: Request, user: SignedIn, query: Annotated[Reso
 
 @router.get(
     "/{id}",
-    response_model=Resource,
-    responses=answers(examples.RESOURCE, "The resource.", 401, 404, 422),
-    summary="See one of your resources",
+    response_model=Resource | Listing,
+    responses=answers(examples.RESOURCE, "The resource, or with `as=buyer` its listing.", 401, 403, 404, 422),
+    summary="See a resource",
 )
-async def get_resource(request: Request, user: SignedIn, resource_id: Annotated[UUID, Path(alias="id")]) -> Response:
-    """With its model, its availability today and the JSON Schema of its input."""
+async def get_resource(
+    request: Request,
+    user: SignedIn,
+    resource_id: Annotated[UUID, Path(alias="id")],
+    audience: Annotated[Literal["owner", "buyer"], Query(alias="as")] = "owner",
+) -> Response:
+    """Yours: with its model, its availability today, what a run costs and brings, and what has happened to it.
+
+    `as=buyer` shows any published one as its listing does; your own also before it is published.
+    """
+    if audience == "buyer":
+        return await forward(request, RESOURCES_LISTING, ViewListing(asking=user.user, id=resource_id))
     return await forward(request, RESOURCES_GET, ResourceRef(owner=user.user, id=resource_id))
+
+
+@router.get(
+    "/{id}/versions",
+    response_model=ResourceVersionPage,
+    responses=answers(examples.VERSION_PAGE, "A page of versions, newest first.", 401, 403, 404, 422),
+    summary="See what was changed when",
+)
+async def list_versions(
+    request: Request,
+    user: SignedIn,
+    resource_id: Annotated[UUID, Path(alias="id")],
+    query: Annotated[VersionQuery, Query()],
+) -> Response:
+    """Every edit made a version; each lists the fields that differ from the one before. Runs name the version they ran."""
+    message = ListVersions(owner=user.user, id=resource_id, cursor=query.cursor, limit=query.limit)
+    return await forward(request, RESOURCES_VERSIONS, message)
+
+
+@router.get(
+    "/{id}/stats",
+    response_model=ResourceStats,
+    responses=answers(examples.STATS, "The figures.", 401, 403, 404, 422),
+    summary="See what its runs cost and brought",
+)
+async def get_stats(
+    request: Request,
+    user: SignedIn,
+    resource_id: Annotated[UUID, Path(alias="id")],
+    days: Annotated[int, Query(ge=1, le=366, description="Up to today, in UTC.")] = 30,
+) -> Response:
+    """By day and in all: runs, failures by code, model cost, price, margin, median and 95th percentile of the time taken.
+
+    A run counts a moment after it ended, and again, corrected, when its cost becomes known later.
+    """
+    return await forward(request, RESOURCES_STATS, GetStats(owner=user.user, id=resource_id, days=days))
 
 
 @router.patch(
