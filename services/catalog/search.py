@@ -9,8 +9,7 @@ for every model that did not move.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -263,11 +262,13 @@ class _FacetCounts:
     """Counts a model in a facet when it passes every filter but, at most, that facet's own."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ModelFacets.model_fields}
+        self._counts: dict[str, dict[str, int]] = {name: {} for name in ModelFacets.model_fields}
 
     def add(self, entry: _Entry, failed: str | None) -> None:
         for name in self._counts if failed is None else {failed} & self._counts.keys():
-            self._counts[name].update(_facet_values(entry, name))
+            counts = self._counts[name]
+            for value in _facet_values(entry, name):
+                counts[value] = counts.get(value, 0) + 1
 
     def facets(self) -> ModelFacets:
         return ModelFacets.model_validate({name: _frequent_first(counts) for name, counts in self._counts.items()})
@@ -292,7 +293,7 @@ def _facet_values(entry: _Entry, facet: str) -> Iterable[str]:
             return (model.status,)
 
 
-def _frequent_first(counts: Counter[str]) -> dict[str, int]:
+def _frequent_first(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
