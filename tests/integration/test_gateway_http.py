@@ -296,6 +296,34 @@ async def test_model_ids_keep_their_odd_characters(client: httpx.AsyncClient, ot
     assert others.asked["catalog.models.get"].id == model
 
 
+async def test_an_administrator_may_insist_on_a_list_that_looks_wrong(
+    client: httpx.AsyncClient, others: Others
+) -> None:
+    root = bearer("root", admin=True)
+    await client.post("/api/catalog/sync", headers=root)
+    assert (others.asked["catalog.sync"].requested_by, others.asked["catalog.sync"].force) == ("root", False)
+    await client.post("/api/catalog/sync", params={"force": "true"}, headers=root)
+    assert others.asked["catalog.sync"].force is True
+
+
+async def test_facets_are_asked_for(client: httpx.AsyncClient, others: Others) -> None:
+    await client.get("/api/models", params={"facets": "true", "q": "x"})
+    assert others.asked["catalog.models.search"].facets is True
+    await client.get("/api/models")
+    assert others.asked["catalog.models.search"].facets is False
+
+
+async def test_estimate_says_who_asks_and_nobody_can_say_it_otherwise(
+    client: httpx.AsyncClient, others: Others
+) -> None:
+    body = {"model_id": "m/a", "resource_id": examples.RESOURCE_ID, "cached_tokens": 5, "cache_ttl": "1h"}
+    assert (await client.post("/api/models/estimate", json=body)).status_code == 200
+    asked = others.asked["catalog.models.estimate"]
+    assert (asked.owner, str(asked.resource_id), asked.cache_ttl) == ("bob", examples.RESOURCE_ID, "1h")
+    refused = await client.post("/api/models/estimate", json={**body, "owner": "carol"})
+    assert refused.status_code == 422
+
+
 async def test_estimate_passes_the_price_on(client: httpx.AsyncClient, others: Others) -> None:
     response = await client.post("/api/models/estimate", json=examples.ESTIMATE_REQUEST)
     assert response.json()["margin"]["expected_usd"] == "0.0099391"
