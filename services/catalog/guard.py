@@ -84,7 +84,8 @@ class Guard:
         while batch := await self._market.unannounced(_BATCH):
             for entry in batch:
                 event = RESOURCE_NOTICED if isinstance(entry.notice, ResourceNotice) else BUDGET_REACHED
-                if not await self._publish(event.subject, entry.notice, f"notice:{entry.id}"):
+                message_id = f"{entry.id}:{entry.notice.created_at.isoformat()}"
+                if not await self._publish(event.subject, entry.notice, message_id):
                     return
                 await self._market.announced(entry.id)
 
