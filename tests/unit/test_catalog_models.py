@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from contracts.catalog import CuratedGap
+from contracts.catalog import CuratedGap, ResourceDraft
+from contracts.errors import ErrorCode, ServiceError
 from services.catalog.curated import CURATED, recommend
 from services.catalog.models import CatalogModel, parse_model, parse_models
 from services.catalog.replacements import propose_replacement
+from services.catalog.resources import check_draft
 from tests.unit.catalog_parts import MODELS, NOW, PARSED, RAW, ROWS, TODAY, entry, model, row
 
 
@@ -67,6 +69,24 @@ def test_what_chat_cannot_run_is_not_executable() -> None:
     assert all(MODELS[model_id].not_executable_reason for model_id in refused)
     assert MODELS["google/gemini-2.5-flash-image"].executable
     assert MODELS["typesafe/jev-router"].executable
+
+
+@pytest.mark.parametrize("model_id", sorted(model_id for model_id, seen in MODELS.items() if not seen.executable))
+def test_what_chat_cannot_run_is_refused_with_the_reason(model_id: str) -> None:
+    for config in ({"model_id": model_id}, {"model_id": "openai/gpt-4o-mini", "fallback_models": [model_id]}):
+        draft = ResourceDraft.model_validate(
+            {
+                "resource_type": "openrouter_instant",
+                "name": "R",
+                "slug": "r",
+                "openrouter_config": {"prompt_template": "Say something", **config},
+                "pricing": {"mode": "fixed", "price_usd": "1"},
+            }
+        )
+        with pytest.raises(ServiceError) as refused:
+            check_draft(draft, MODELS)
+        assert refused.value.code is ErrorCode.INVALID
+        assert str(MODELS[model_id].not_executable_reason) in refused.value.body.fields[0].message
 
 
 def test_image_only_output_is_not_executable() -> None:
