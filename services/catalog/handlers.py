@@ -54,6 +54,7 @@ from services.catalog.showing import Showing
 from services.catalog.sizes import fill_from_resource, size_of_resource
 from services.catalog.store import ResourceChange, Store, StoredResource
 from services.catalog.sync import CatalogSync
+from services.catalog.versions import changes_between
 from services.runtime.bus import Bus
 
 Validation = Callable[[ResourceChange, StoredResource], Awaitable[None]]
@@ -153,7 +154,7 @@ class Handlers:
                     f"The resource is at version {current.version}: somebody edited it. Read it again and repeat your change.",
                 )
             draft = apply_patch(current.draft, request.patch)
-            stored = current if draft == current.draft else await self._save(change, draft)
+            stored = await self._save(change, draft) if changes_between(current.draft, draft) else current
         if stored is not current:
             await self._announce(stored, "updated")
         return await self._showing.resource(stored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ def changes_between(before: ResourceDraft, after: ResourceDraft) -> list[Version
 
 
 def _differences(path: str, before: Any, after: Any) -> Iterator[VersionChange]:
-    if before == after and _same_kind(before, after):
+    if _written(before) == _written(after):
         return
     left, right = _by_name(before), _by_name(after)
     if left is None or right is None:
@@ -26,7 +27,7 @@ def _differences(path: str, before: Any, after: Any) -> Iterator[VersionChange]:
         for change in _differences(f"{path}.{name}".lstrip("."), left.get(name), right.get(name)):
             changed = True
             yield change
-    if not changed:  # the same members in another order
+    if not changed:  # other members without a value, or the same ones in another order
         yield VersionChange(path=path, before=list(left), after=list(right))
 
 
@@ -40,6 +41,6 @@ def _by_name(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def _same_kind(before: Any, after: Any) -> bool:
+def _written(value: Any) -> str:
     # JSON tells true from 1, Python does not.
-    return isinstance(before, bool) == isinstance(after, bool)
+    return json.dumps(value, sort_keys=True)
