@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from uuid import UUID
@@ -29,36 +30,51 @@ from services.runtime.bus import Bus, encode
 
 log = structlog.get_logger()
 
-_LOOK_AGAIN_S = 60.0
+_TELL_AGAIN_S = 60.0
+_LOOK_AGAIN_S = 600.0
 _BATCH = 100
 _PUBLISH_TIMEOUT_S = 5
 
 
 class Guard:
-    """`wake` is set when there may be something to see or to tell."""
+    """Looks at all resources when models may have changed, and tells what there is to tell."""
 
     def __init__(self, *, bus: Bus, store: Store, market: MarketStore, showing: Showing) -> None:
         self._bus = bus
         self._store = store
         self._market = market
         self._showing = showing
-        self.wake = asyncio.Event()
+        self._woken = asyncio.Event()
+        self._look_at = 0.0  # when to look next, on the clock of this process
+
+    def look(self) -> None:
+        """The models may have changed."""
+        self._look_at = 0.0
+        self._woken.set()
+
+    def tell(self) -> None:
+        """There may be something to tell."""
+        self._woken.set()
 
     async def declare(self) -> None:
-        """The stream of notices; again after every reconnect."""
+        """The stream of notices; again after every reconnect, when news of a sync may have been missed as well."""
         await self._bus.declare(NOTICES_STREAM)
+        self.look()
 
     async def run(self) -> None:
-        """Background work: at the start, when woken, and once a minute for what another replica left behind."""
+        """Background work: at the start, when there is a reason, and now and then for what another replica left behind."""
         while True:
-            self.wake.clear()
+            self._woken.clear()
             try:
-                await self.review()
+                if time.monotonic() >= self._look_at:
+                    self._look_at = time.monotonic() + _LOOK_AGAIN_S
+                    await self.review()
                 await self.announce()
             except ServiceError as error:
                 log.warning("guard_waits", code=error.code.value)
+                self._look_at = 0.0
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), _LOOK_AGAIN_S)
+                await asyncio.wait_for(self._woken.wait(), _TELL_AGAIN_S)
 
     async def review(self) -> None:
         """Look at every resource whose models changed since it was last looked at."""
@@ -138,7 +154,7 @@ class Guard:
 
     async def _after(self, stored: StoredResource, acted: Finding | None) -> None:
         """What follows once it is committed."""
-        self.wake.set()
+        self.tell()
         if acted is None:
             return
         log.warning("resource_sells_below_cost", resource_id=str(stored.id), kind=acted.kind)

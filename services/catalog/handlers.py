@@ -132,7 +132,7 @@ class Handlers:
     async def hear_synced(self, _: CatalogSynced) -> None:
         """Some replica synced."""
         await self._index.reload()
-        self._guard.wake.set()
+        self._guard.look()
 
     # Resources --------------------------------------------------------------------------------------------------------
 

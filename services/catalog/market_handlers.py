@@ -86,7 +86,7 @@ class MarketHandlers:
         if problems := limit_problems(limits, own):
             raise ServiceError(ErrorCode.INVALID, problems[0].message, fields=problems)
         await self._runs.set_limits(request.owner, limits, datetime.now(UTC).date())
-        self._guard.wake.set()
+        self._guard.tell()
         return await self.get_budgets(OwnerRef(owner=request.owner))
 
 

@@ -90,7 +90,7 @@ class Receipts:
             await batch[0][0].nak(delay=_PUT_OFF_S)
         else:
             await asyncio.gather(*(message.ack() for message, _ in batch))
-            self._guard.wake.set()
+            self._guard.tell()
 
 
 def _losing(receipts: Sequence[Receipt]) -> list[tuple[UUID, int]]:

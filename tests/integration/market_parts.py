@@ -10,6 +10,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
+
 from contracts.catalog import Resource
 from contracts.execution import Receipt
 from contracts.keys import OwnerRef
@@ -62,6 +64,7 @@ class Market:
     parties: Parties
     upstream: Upstream
     store: MarketStore
+    pool: asyncpg.Pool
     notices: list[ResourceNotice] = field(default_factory=list)
     reached: list[BudgetReached] = field(default_factory=list)
 
@@ -128,7 +131,7 @@ async def market_around(
     async with AsyncExitStack() as cleanup:
         parties = await cleanup.enter_async_context(parties_around(nats, credentials))
         pool = await cleanup.enter_async_context(create_pool(database.superuser, service="test", max_size=2))
-        market = Market(parties, upstream, MarketStore(lambda: pool))
+        market = Market(parties, upstream, MarketStore(lambda: pool), pool)
         await parties.executor.declare(RECEIPTS_STREAM)
 
         async def hear_notice(message: ResourceNotice) -> None:

@@ -16,10 +16,20 @@ from contracts.catalog import Resource
 from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import Receipt
 from contracts.market import Figures
-from contracts.subjects import EXECUTION_FINISHED, NOTICES_STREAM
+from contracts.subjects import EXECUTION_FINISHED, NOTICES_STREAM, RECEIPTS_STREAM
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
-from tests.integration.catalog_parts import Upstream, draft, entry, running_upstream
+from services.catalog.reviews import Finding
+from services.runtime.bus import encode
+from tests.integration.catalog_parts import (
+    Upstream,
+    catalog_running,
+    catalog_settings,
+    draft,
+    entry,
+    running_upstream,
+    until_async,
+)
 from tests.integration.market_parts import Market, market_around, receipt
 from tests.stack import Database
 
@@ -168,6 +178,27 @@ async def test_an_edit_between_a_sync_and_the_look_hides_nothing(market: Market)
     await market.parties.update(created, description="At the same moment.")
     await market.settled()
     assert market.kinds() == ["model_repriced", "below_cost"]
+
+
+async def test_what_a_catalog_that_died_left_untold_is_told_at_the_next_start(
+    database: Database, own_nats: Nats, credentials: Credentials, upstream: Upstream
+) -> None:
+    finding = Finding("model_retired", "m/a", "Written, and then the power went.", cause="once")
+    async with market_around(database, own_nats, credentials, upstream, replicas=0) as market:
+        async with catalog_running(catalog_settings(database, own_nats, credentials, upstream)):
+            created = await published(market)
+        async with market.pool.acquire() as connection:
+            new = [
+                await market.store.add_notice(
+                    connection, owner="ann", resource_id=created.id, slug="haiku-maker", version=1, finding=finding
+                )
+                for _ in range(2)
+            ]
+        assert new == [True, False]
+        assert market.kinds() == []
+        async with catalog_running(catalog_settings(database, own_nats, credentials, upstream)):
+            await market.settled()
+            assert market.kinds() == ["model_retired"]
 
 
 async def test_a_newly_chosen_model_has_not_changed(market: Market) -> None:
@@ -359,6 +390,21 @@ async def test_what_cannot_be_read_holds_nothing_up(market: Market) -> None:
     preview, stranger = receipt(None), receipt(uuid4())
     await market.feed([preview, stranger, receipt(created)])
     assert (await market.stats(created)).total.runs == 1
+
+
+async def test_a_receipt_that_cannot_be_written_is_put_off_alone(market: Market) -> None:
+    created = await published(market)
+    stream = market.parties.executor.js
+    monstrous = {"queued_ms": 0, "first_token_ms": 0, "total_ms": 10**30}
+    for each in (receipt(created), receipt(created, timing=monstrous), receipt(created)):
+        await stream.publish(EXECUTION_FINISHED.subject, encode(each))
+
+    async def counted() -> bool:
+        return (await market.stats(created)).total.runs == 2
+
+    await until_async(counted)
+    consumer = await stream.consumer_info(RECEIPTS_STREAM.name, "catalog")
+    assert (consumer.num_pending, consumer.num_ack_pending) == (0, 1)
 
 
 async def test_measured_runs_make_the_expected_cost(market: Market) -> None:
