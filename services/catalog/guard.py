@@ -78,9 +78,17 @@ class Guard:
 
     async def review(self) -> None:
         """Look at every resource whose models changed since it was last looked at."""
-        while found := await self._market.unreviewed(_BATCH):
+        failed: set[UUID] = set()
+        while found := set(await self._market.unreviewed(_BATCH + len(failed))) - failed:
             for resource_id in found:
-                await self._review(resource_id)
+                try:
+                    await self._review(resource_id)
+                except ServiceError:
+                    raise
+                except Exception as error:
+                    # One resource that we cannot judge must not keep all others from being watched.
+                    log.exception("review_failed", resource_id=str(resource_id), error=type(error).__name__)
+                    failed.add(resource_id)
 
     async def act_on_losses(self, versions: Iterable[tuple[UUID, int]]) -> None:
         """Look at resources of which receipts show runs that cost more than they brought."""

@@ -201,6 +201,19 @@ async def test_what_a_catalog_that_died_left_untold_is_told_at_the_next_start(
             assert market.kinds() == ["model_retired"]
 
 
+async def test_a_resource_that_cannot_be_judged_keeps_no_other_from_it(market: Market) -> None:
+    broken, sound = await published(market, slug="broken"), await published(market)
+    await market.pool.execute("UPDATE catalog.x402_resources SET inputs = '[]' WHERE id = $1", broken.id)
+    market.upstream.entries = [priced("m/a", "0.001", "0.01"), *OTHERS]
+    await market.parties.sync()
+
+    async def told() -> bool:
+        return market.kinds() == ["model_repriced", "below_cost"]
+
+    await until_async(told)
+    assert {notice.resource_id for notice in market.notices} == {sound.id}
+
+
 async def test_a_newly_chosen_model_has_not_changed(market: Market) -> None:
     created = await published(market)
     await market.parties.update(created, openrouter_config=draft("m/b")["openrouter_config"])
