@@ -67,7 +67,7 @@ nats-permissions: $(INSTALLED) ## Write deploy/nats.conf from the registry: make
 compatibility: $(INSTALLED) ## Say what the current contracts break against BASE (default HEAD), and what to deploy first
 	@$(BIN)/python -m contracts.compatibility --base $(or $(BASE),HEAD)
 
-bench: $(INSTALLED) ## Measure calls per second, overhead, first token and CPU per token, against the bare upstream
+bench: $(INSTALLED) ## Measure calls per second, overhead, first token, CPU per token and searches, against the bare upstream
 	@$(BIN)/python -m tests.bench
 
 lock: $(INSTALLED) ## Resolve pyproject.toml anew into requirements.lock (needs uv)

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from contracts.base import Contract, Slug, UserId, Utc
+from contracts.market import Breakdown, Replacement, ResourceBudgets, ResourceNotice
 from contracts.money import Percent, Price, Usd
 
 PriceKind = Literal["fixed", "free", "tiered", "runtime", "unknown"]
@@ -16,6 +17,9 @@ ModelStatus = Literal["available", "retiring", "retired"]
 ModelSort = Literal["popular", "newest", "price", "-price", "context"]
 ResourceStatus = Literal["draft", "published", "paused", "unavailable"]
 ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+MimeType = Annotated[str, StringConstraints(pattern=r"^[a-z]+/[a-z0-9.+-]{1,80}$")]
+MarginRule = Literal["warn", "pause"]
 
 MAX_TEMPLATE_CHARS = 100_000
 MAX_INPUT_BYTES = 1024 * 1024
@@ -87,7 +91,7 @@ class PriceChange(Contract):
 
 class ModelDetail(Model):
     alias_target: str | None = Field(default=None, description="What a moving alias points to today.")
-    replacement: str | None = Field(default=None, description="What to use instead, once retired.")
+    replacement: str | None = Field(default=None, description="What to use instead, once its end is known.")
     price_history: list[PriceChange] = []
 
 
@@ -102,15 +106,31 @@ class SearchModels(Contract):
     min_context: int | None = Field(default=None, ge=0)
     curated: bool | None = None
     status: ModelStatus | None = Field(default=None, description="Without it, retired models are left out.")
-    sort: ModelSort = "popular"
+    sort: ModelSort = Field(default="popular", description="`popular` puts the best match of `q` first.")
+    facets: bool = Field(default=False, description="Also count what each filter would find.")
     cursor: str | None = Field(default=None, max_length=500)
     limit: int = Field(default=50, ge=1, le=200)
+
+
+class ModelFacets(Contract):
+    """How many models each value of a filter finds while all other filters stay as they are; the most frequent first."""
+
+    provider: dict[str, int]
+    input_modality: dict[str, int]
+    output_modality: dict[str, int]
+    capability: dict[str, int] = Field(description="Badges; parameters can be searched for as well.")
+    price_kind: dict[str, int] = Field(description="Of what was found: no filter goes by it.")
+    curated: dict[Literal["true", "false"], int]
+    status: dict[ModelStatus, int] = Field(
+        description="Retired ones too, although a search without `status` hides them."
+    )
 
 
 class ModelPage(Contract):
     items: list[Model]
     total: int
     next_cursor: str | None
+    facets: ModelFacets | None = Field(default=None, description="Only where they were asked for.")
 
 
 class ModelRef(Contract):
@@ -147,19 +167,34 @@ def _price_as_fixed(value: Any) -> Any:
     return {"mode": "fixed", "price_usd": value} if isinstance(value, str | int | float) else value
 
 
-class EstimateCost(Contract):
-    """What a call would cost. Give the prompt or its number of tokens."""
+class EstimateBody(Contract):
+    """What a call would cost. Give the prompt, its number of tokens, or a resource that has been run."""
 
     model_id: ModelId
+    resource_id: UUID | None = Field(
+        default=None, description="Yours: once it has been run, what its runs took is what is expected of the next."
+    )
     prompt: str | None = Field(default=None, max_length=1_000_000)
     prompt_tokens: int | None = Field(default=None, ge=0, le=100_000_000)
     max_tokens: int | None = Field(default=None, ge=1, le=100_000_000)
+    cached_tokens: int = Field(
+        default=0, ge=0, le=100_000_000, description="How much of the prompt will be read from the provider's cache."
+    )
+    cache_ttl: Literal["5m", "1h"] | None = Field(
+        default=None, description="How long you ask the provider to cache the prompt, if you do."
+    )
     images_in: int = Field(default=0, ge=0, le=100)
     images_out: int = Field(default=0, ge=0, le=10)
+    audio_in_s: int = Field(default=0, ge=0, le=86_400, description="Seconds of sound that go in.")
+    audio_out_s: int = Field(default=0, ge=0, le=86_400, description="Seconds of speech that are expected to come out.")
     web_searches: int = Field(default=0, ge=0, le=100)
     price: Annotated[
         Pricing | None, BeforeValidator(_price_as_fixed, json_schema_input_type=Pricing | Price | None)
     ] = Field(default=None, description="A price of yours (an amount, or a whole pricing) to see the margin at.")
+
+
+class EstimateCost(EstimateBody):
+    owner: UserId | None = Field(default=None, description="Who asks; a resource's runs are its owner's affair.")
 
 
 class CostRange(Contract):
@@ -176,6 +211,7 @@ class Estimate(CostRange):
     prompt_tokens: int
     expected_completion_tokens: int
     max_completion_tokens: int | None
+    measured_runs: int = Field(default=0, description="How many runs the expected figure comes from; 0 for a guess.")
     assumptions: list[str]
     price_usd: Usd | None = Field(default=None, description="What a caller would pay for the expected call.")
     margin: CostRange | None = Field(default=None, description="Your price less the cost, in each of the three cases.")
@@ -203,7 +239,7 @@ class InputField(Contract):
     """One thing that a caller fills in."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
-    type: Literal["text", "number", "boolean", "choice"] = "text"
+    type: Literal["text", "number", "boolean", "choice", "image", "file", "audio"] = "text"
     description: str | None = Field(default=None, max_length=1000)
     required: bool = True
     default: str | int | float | bool | None = None
@@ -211,6 +247,10 @@ class InputField(Contract):
     minimum: float | None = Field(default=None, description="For numbers.")
     maximum: float | None = Field(default=None, description="For numbers.")
     choices: list[str] | None = Field(default=None, min_length=1, max_length=200)
+    max_bytes: int | None = Field(default=None, ge=1, description="For images, files and audio.")
+    accept: list[MimeType] | None = Field(
+        default=None, min_length=1, max_length=20, description="Media types that an image, file or audio may have."
+    )
 
 
 class Timeouts(Contract):
@@ -232,6 +272,10 @@ class ResourceDraft(Contract):
     inputs: list[InputField] = Field(default=[], max_length=50)
     pricing: Pricing
     timeouts: Timeouts = Timeouts()
+    example_output: str = Field(default="", max_length=10_000, description="What a buyer may expect, in your words.")
+    margin_rule: MarginRule = Field(
+        default="warn", description="What happens when runs turn out to cost more than they bring."
+    )
 
 
 class ResourcePatch(Contract):
@@ -244,6 +288,8 @@ class ResourcePatch(Contract):
     inputs: list[InputField] | None = Field(default=None, max_length=50)
     pricing: Pricing | None = None
     timeouts: Timeouts | None = None
+    example_output: str | None = Field(default=None, max_length=10_000)
+    margin_rule: MarginRule | None = None
     expected_version: int | None = Field(
         default=None, description="Refused with `conflict` when somebody edited meanwhile."
     )
@@ -258,6 +304,8 @@ class Availability(Contract):
         default=None, description="What a run would fail with where it is the owner's key that is wanting."
     )
     replacement: str | None = Field(default=None, description="A model that could take over.")
+    proposal: Replacement | None = Field(default=None, description="The same with the difference in price.")
+    ends_on: date | None = Field(default=None, description="The day that upstream has announced as the model's last.")
 
 
 class Resource(ResourceDraft):
@@ -272,6 +320,8 @@ class Resource(ResourceDraft):
     availability: Availability
     warnings: list[str] = []
     input_schema: dict[str, JsonValue] = Field(description="JSON Schema of `input`.")
+    breakdown: Breakdown | None = Field(default=None, description="What a run is estimated to cost and bring.")
+    notices: list[ResourceNotice] = Field(default=[], description="The latest, newest first.")
     created_at: Utc
     updated_at: Utc
 
@@ -332,46 +382,9 @@ class ResolvedResource(Contract):
     timeouts: Timeouts
     model: Model
     availability: Availability
-
-
-# Listings -------------------------------------------------------------------------------------------------------------
-
-
-class Listing(Contract):
-    """What a buyer sees: no key, no cost, no prompt."""
-
-    id: UUID
-    owner: UserId
-    slug: str
-    name: str
-    description: str
-    inputs: list[InputField]
-    input_schema: dict[str, JsonValue]
-    output_modalities: list[str]
-    pricing_mode: Literal["fixed", "cost_plus"]
-    price_usd: Usd | None = Field(description="The fixed price; null where it depends on the run.")
-    max_price_usd: Usd = Field(description="No run is charged more.")
-    badges: list[str]
-    available: bool
-    version: int
-    updated_at: Utc
-
-
-class SearchListings(Contract):
-    q: str | None = Field(default=None, max_length=200)
-    cursor: str | None = Field(default=None, max_length=500)
-    limit: int = Field(default=50, ge=1, le=200)
-
-
-class ListingRef(Contract):
-    owner: UserId
-    slug: str = Field(max_length=80)
-
-
-class ListingPage(Contract):
-    items: list[Listing]
-    total: int
-    next_cursor: str | None
+    budgets: ResourceBudgets = Field(
+        default=ResourceBudgets(), description="The creator's daily limits that hold here."
+    )
 
 
 # Syncs and events -----------------------------------------------------------------------------------------------------
@@ -381,6 +394,33 @@ class SyncCatalog(Contract):
     """Read the upstream list now."""
 
     requested_by: str = Field(max_length=200)
+    force: bool = Field(
+        default=False, description="Take the list although it looks wrong; an empty one is never taken."
+    )
+
+
+class FieldChange(Contract):
+    """One fact about a model as it was and as it is; null where there was none or is none any more."""
+
+    field: str
+    before: str | None
+    after: str | None
+
+
+class CatalogChange(Contract):
+    """What a sync changed about one model, of one kind. `updated` is whatever has no kind of its own."""
+
+    model_id: str
+    name: str
+    change: Literal["added", "retired", "returned", "repriced", "renamed", "alias_moved", "expiry_changed", "updated"]
+    fields: list[FieldChange] = []
+
+
+class CuratedGap(Contract):
+    """A recommended model that upstream does not offer today, and what is recommended in its place, if anything."""
+
+    id: str
+    replaced_by: str | None
 
 
 class SyncReport(Contract):
@@ -394,7 +434,14 @@ class SyncReport(Contract):
     retired: list[str] = []
     returned: list[str] = []
     repriced: list[str] = []
-    reason: str | None = Field(default=None, description="Why it was refused or failed.")
+    skipped: int = Field(default=0, description="Entries of the list that could not be read.")
+    forced: bool = Field(default=False, description="An administrator took it although it looked wrong.")
+    changes: list[CatalogChange] = Field(
+        default=[], description="What changed, model by model; the first 10,000 over all syncs of an answer."
+    )
+    changes_total: int = 0
+    curated_missing: list[CuratedGap] = Field(default=[], description="Recommended models that are not offered.")
+    reason: str | None = Field(default=None, description="Why it was refused or failed, or looked wrong when forced.")
 
 
 class ListSyncs(Contract):

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from contracts import catalog, execution, keys
+from contracts import catalog, execution, keys, listings, market
 from contracts.base import Contract, Empty
 
 PREFIX = "x402jobs.v1."
@@ -198,12 +198,32 @@ RESOURCES_RESOLVE = Rpc[catalog.ResolveResource, catalog.ResolvedResource](
     "catalog.resources.resolve", catalog.ResolveResource, catalog.ResolvedResource, "catalog", ("executor",), 5, True,
     "Everything needed to run a resource; cached 10 s, dropped on catalog.resource.changed and on reconnect.",
 )  # fmt: skip
-LISTINGS_SEARCH = Rpc[catalog.SearchListings, catalog.ListingPage](
-    "catalog.listings.search", catalog.SearchListings, catalog.ListingPage, "catalog", ("gateway",), 5, True,
+RESOURCES_VERSIONS = Rpc[market.ListVersions, market.ResourceVersionPage](
+    "catalog.resources.versions", market.ListVersions, market.ResourceVersionPage, "catalog", ("gateway",), 5, True,
+    "Every version of a resource, newest first, each with what it changed.",
+)  # fmt: skip
+RESOURCES_STATS = Rpc[market.GetStats, market.ResourceStats](
+    "catalog.resources.stats", market.GetStats, market.ResourceStats, "catalog", ("gateway",), 10, True,
+    "What a resource's runs cost and brought, by day, and how they ended.",
+)  # fmt: skip
+RESOURCES_LISTING = Rpc[listings.ViewListing, listings.Listing](
+    "catalog.resources.listing", listings.ViewListing, listings.Listing, "catalog", ("gateway",), 5, True,
+    "One resource by its id, as a buyer sees it.",
+)  # fmt: skip
+BUDGETS_GET = Rpc[keys.OwnerRef, market.Budgets](
+    "catalog.budgets.get", keys.OwnerRef, market.Budgets, "catalog", ("gateway",), 5, True,
+    "A creator's daily limits, and where today stands against them.",
+)  # fmt: skip
+BUDGETS_SET = Rpc[market.SetBudgets, market.Budgets](
+    "catalog.budgets.set", market.SetBudgets, market.Budgets, "catalog", ("gateway",), 5, True,
+    "Replace a creator's daily limits.",
+)  # fmt: skip
+LISTINGS_SEARCH = Rpc[listings.SearchListings, listings.ListingPage](
+    "catalog.listings.search", listings.SearchListings, listings.ListingPage, "catalog", ("gateway",), 5, True,
     "Published resources, as a buyer sees them.",
 )  # fmt: skip
-LISTINGS_GET = Rpc[catalog.ListingRef, catalog.Listing](
-    "catalog.listings.get", catalog.ListingRef, catalog.Listing, "catalog", ("gateway",), 5, True, "One listing."
+LISTINGS_GET = Rpc[listings.ListingRef, listings.Listing](
+    "catalog.listings.get", listings.ListingRef, listings.Listing, "catalog", ("gateway",), 5, True, "One listing."
 )
 CATALOG_SYNCED = Event[catalog.CatalogSynced](
     "catalog.synced",
@@ -222,6 +242,14 @@ MODEL_CHANGED = Event[catalog.ModelChanged](
 RESOURCE_CHANGED = Event[catalog.ResourceChanged](
     "catalog.resource.changed", catalog.ResourceChanged, "catalog", ("executor",),
     "Executors drop what they resolved of this resource.",
+)  # fmt: skip
+RESOURCE_NOTICED = Event[market.ResourceNotice](
+    "catalog.resource.noticed", market.ResourceNotice, "catalog", ("gateway",),
+    "Tell a creator what happened to a resource: its model retires, returns, is repriced, or it sells below cost.",
+)  # fmt: skip
+BUDGET_REACHED = Event[market.BudgetReached](
+    "catalog.budget.reached", market.BudgetReached, "catalog", ("gateway",),
+    "Tell a creator that a daily limit is used up to 80 or to 100 percent.",
 )  # fmt: skip
 
 # execution -------------------------------------------------------------------------------------------------------------
@@ -305,6 +333,10 @@ RECEIPTS_STREAM = Stream(
     "X402JOBS_RECEIPTS", (EXECUTION_FINISHED.subject, AS_FINISHED.subject), "executor", ("catalog",), "file", "limits",
     30 * 86_400, 1024 * 1024 * 1024, "Receipts for consumers that were away.",
 )  # fmt: skip
+NOTICES_STREAM = Stream(
+    "X402JOBS_NOTICES", (RESOURCE_NOTICED.subject, BUDGET_REACHED.subject), "catalog", ("gateway",), "file", "limits",
+    30 * 86_400, 256 * 1024 * 1024, "What creators are told, for whoever tells them: at least once, with Nats-Msg-Id.",
+)  # fmt: skip
 MEDIA_BUCKET = "x402jobs_media"
 """The NATS object store of generated media: written by executors, read by gateways."""
 
@@ -314,4 +346,4 @@ REGISTRY: tuple[Rpc[Any, Any] | Event[Any] | Job[Any], ...] = tuple(
 RPCS = tuple(entry for entry in REGISTRY if isinstance(entry, Rpc))
 EVENTS = tuple(entry for entry in REGISTRY if isinstance(entry, Event))
 JOBS = tuple(entry for entry in REGISTRY if isinstance(entry, Job))
-STREAMS = (JOBS_STREAM, FRAMES_STREAM, RECEIPTS_STREAM)
+STREAMS = (JOBS_STREAM, FRAMES_STREAM, RECEIPTS_STREAM, NOTICES_STREAM)

@@ -26,6 +26,11 @@ BADGES = (
 )
 
 
+def is_new(created_at: datetime, now: datetime) -> bool:
+    """Whether upstream listed it for the first time a short while ago."""
+    return now - created_at < NEW_FOR
+
+
 def derive_badges(
     *,
     inputs: tuple[str, ...],
@@ -51,7 +56,7 @@ def derive_badges(
         "web_search": "web_search_options" in parameters or "web_search" in (pricing.model_extra or {}),
         "free": pricing.price_kind == "free",
         "long_context": (context_length or 0) >= LONG_CONTEXT_TOKENS,
-        "new": now - created_at < NEW_FOR,
+        "new": is_new(created_at, now),
         "retiring": status == "retiring",
     }
     return [badge for badge in BADGES if holds[badge]]

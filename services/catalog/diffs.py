@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Literal
 
+from contracts.catalog import CatalogChange, FieldChange, ModelPricing
 from services.catalog.models import CatalogModel
+from services.catalog.prices import amount
+
+Kind = Literal["added", "retired", "returned", "repriced", "renamed", "alias_moved", "expiry_changed", "updated"]
+_KINDS: dict[Kind, tuple[str, ...]] = {
+    "renamed": ("name",),
+    "alias_moved": ("alias_target",),
+    "expiry_changed": ("retires_on",),
+    "updated": (
+        *("canonical_slug", "description", "context_length", "max_completion_tokens"),
+        *("input_modalities", "output_modalities", "supported_parameters"),
+    ),
+}
+_MAX_TEXT_CHARS = 300
+# Where this many prices move by this factor at once, a unit has changed and not the prices.
+_MANY_PRICES, _UNIT_FACTOR = 20, 10
 
 
 @dataclass(frozen=True, slots=True)
 class SyncPlan:
-    """What to write. `changed` holds every row that is new or different; the lists hold ids, sorted."""
+    """What to write. `changed` holds every row that is new or different, `changes` what people should know about it."""
 
     changed: list[CatalogModel] = field(default_factory=list)
-    added: list[str] = field(default_factory=list)
-    retired: list[str] = field(default_factory=list)
-    returned: list[str] = field(default_factory=list)
-    repriced: list[str] = field(default_factory=list)
+    changes: list[CatalogChange] = field(default_factory=list)
     new_prices: list[CatalogModel] = field(default_factory=list)
+
+    @property
+    def added(self) -> list[str]:
+        return self._ids("added")
+
+    @property
+    def retired(self) -> list[str]:
+        return self._ids("retired")
+
+    @property
+    def returned(self) -> list[str]:
+        return self._ids("returned")
+
+    @property
+    def repriced(self) -> list[str]:
+        return self._ids("repriced")
+
+    def _ids(self, kind: Kind) -> list[str]:
+        return sorted(change.model_id for change in self.changes if change.change == kind)
 
 
 def implausible(known: Mapping[str, CatalogModel], listed: Mapping[str, CatalogModel]) -> str | None:
@@ -30,6 +65,10 @@ def implausible(known: Mapping[str, CatalogModel], listed: Mapping[str, CatalogM
     priced, were_priced = sum(map(_has_price, listed.values())), sum(map(_has_price, living))
     if 2 * priced < were_priced:
         return f"Only {priced} models have a readable price, fewer than half of the {were_priced} that had one."
+    pairs = [(model, listed[model.id]) for model in living if _has_price(model) and model.id in listed]
+    leapt = sum(_leapt(before.pricing, after.pricing) for before, after in pairs if _has_price(after))
+    if leapt >= _MANY_PRICES and 2 * leapt > len(pairs):
+        return f"{leapt} of {len(pairs)} prices changed tenfold or more at once, as if their unit were another."
     return None
 
 
@@ -52,9 +91,10 @@ def plan_sync(
         )
         _note_change(plan, before, after)
     for model_id in sorted(known.keys() - still.keys()):
-        if known[model_id].status != "retired":
-            plan.retired.append(model_id)
-            plan.changed.append(replace(known[model_id], status="retired", popularity_rank=None))
+        gone = known[model_id]
+        if gone.status != "retired":
+            plan.changes.append(_change(gone, "retired"))
+            plan.changed.append(replace(gone, status="retired", popularity_rank=None))
     return plan
 
 
@@ -62,15 +102,60 @@ def _note_change(plan: SyncPlan, before: CatalogModel | None, after: CatalogMode
     if after == before:
         return
     plan.changed.append(after)
-    if before is None:
-        plan.added.append(after.id)
-    elif before.status == "retired":
-        plan.returned.append(after.id)
-    elif before.pricing != after.pricing:
-        plan.repriced.append(after.id)
     if before is None or before.pricing != after.pricing:
         plan.new_prices.append(after)
+    if before is None:
+        plan.changes.append(_change(after, "added"))
+        return
+    if before.status == "retired":
+        plan.changes.append(_change(after, "returned"))
+    plan.changes.extend(_differences(before, after))
+
+
+def _differences(before: CatalogModel, after: CatalogModel) -> Iterator[CatalogChange]:
+    if before.pricing != after.pricing:
+        yield _change(after, "repriced", _price_changes(before.pricing, after.pricing))
+    for kind, names in _KINDS.items():
+        fields = [
+            FieldChange(field=name, before=_text(getattr(before, name)), after=_text(getattr(after, name)))
+            for name in names
+            if getattr(before, name) != getattr(after, name)
+        ]
+        if fields:
+            yield _change(after, kind, fields)
+
+
+def _change(model: CatalogModel, kind: Kind, fields: list[FieldChange] | None = None) -> CatalogChange:
+    return CatalogChange(model_id=model.id, name=model.name, change=kind, fields=fields or [])
+
+
+def _price_changes(before: ModelPricing, after: ModelPricing) -> list[FieldChange]:
+    old, new = _price_texts(before), _price_texts(after)
+    return [
+        FieldChange(field=f"pricing.{key}", before=old.get(key), after=new.get(key))
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _price_texts(pricing: ModelPricing) -> dict[str, str]:
+    values = pricing.model_dump(mode="json", exclude_none=True)
+    tiers = values.pop("overrides")
+    return {**values, "overrides": json.dumps(tiers)} if tiers else values
+
+
+def _text(value: object) -> str | None:
+    if value is None:
+        return None
+    return (", ".join(value) if isinstance(value, tuple) else str(value))[:_MAX_TEXT_CHARS]
 
 
 def _has_price(model: CatalogModel) -> bool:
     return model.pricing.price_kind in {"fixed", "tiered"}
+
+
+def _leapt(before: ModelPricing, after: ModelPricing) -> bool:
+    old, new = amount(before.prompt), amount(after.prompt)
+    if not old or not new:
+        return False
+    return max(old, new) / min(old, new) >= Decimal(_UNIT_FACTOR)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from decimal import Decimal
+from dataclasses import dataclass, replace
+from decimal import Context, Decimal, localcontext
 
 from contracts.catalog import (
     CostPlusPrice,
@@ -22,83 +22,90 @@ from contracts.catalog import (
     PriceOverride,
     Pricing,
 )
-from contracts.errors import invalid
 from contracts.money import round_price
 from services.catalog.prices import amount
+from services.catalog.sizes import MeasuredTokens, PromptSize, size_of_request
 
 EXPECTED_COMPLETION_TOKENS = 500
-CHARS_PER_TOKEN = 4
-CHAT_FRAME_TOKENS = 100
-"""Role markers and a model's own preamble, on top of the text, at most."""
 
-# Tokens of one picture: as few as seen, as usual, and the largest that a documented model makes of one.
+# Tokens of one picture, and of a second of sound: as few as seen, as usual, and the most that a documented model makes of it.
 IMAGE_IN_LOW, IMAGE_IN_EXPECTED, IMAGE_IN_MOST = 85, 1_000, 16_384
 IMAGE_OUT_LOW, IMAGE_OUT_EXPECTED, IMAGE_OUT_MOST = 1_000, 1_290, 8_192
+SOUND_IN_LOW, SOUND_IN_EXPECTED, SOUND_IN_MOST = 10, 32, 100
+SPEECH_LOW, SPEECH_EXPECTED = 10, 20
 
 _PRICES = frozenset(
     {"prompt", "completion", "request", "image", "image_output", "audio", "audio_output", "input_audio_cache"}
     | {"input_cache_read", "input_cache_write", "input_cache_write_1h", "internal_reasoning", "web_search"}
 )
+# What a token of text is billed at that goes in and is kept in the provider's cache so long.
+_TEXT_IN = {
+    None: ("prompt",),
+    "5m": ("input_cache_write", "prompt"),
+    "1h": ("input_cache_write_1h", "input_cache_write", "prompt"),
+}
+# A price has up to 24 characters and a call up to 10^14 tokens: more digits than the default of 28 keeps.
+_EXACT = Context(prec=200)
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """How many tokens one case of the estimate takes."""
+    """How many tokens one case of the estimate takes. `cached` are part of `text`, `reasoning` of `completion`."""
 
     text: int
     completion: int
-    images_in: int
-    images_out: int
+    cached: int = 0
+    reasoning: int = 0
+    images_in: int = 0
+    images_out: int = 0
+    sound_in: int = 0
+    speech: int = 0
 
     @property
     def prompt(self) -> int:
         """What tiers are decided by: everything that goes in."""
-        return self.text + self.images_in
+        return self.text + self.images_in + self.sound_in
 
 
-def estimate(request: EstimateCost, model: Model) -> Estimate:
-    """Raises INVALID when neither the prompt nor its number of tokens is given."""
-    assumptions: list[str] = []
-    low_text, expected_text, most_text = _prompt_tokens(request, assumptions)
+def estimate(
+    request: EstimateCost, model: Model, *, size: PromptSize | None = None, measured: MeasuredTokens | None = None
+) -> Estimate:
+    """`size` is that of a resource's prompt, for a request without one; `measured` is what the resource's runs took.
+
+    Raises INVALID when neither the request nor `size` says how long the prompt is.
+    """
+    with localcontext(_EXACT):
+        return _estimate(request, model, size or size_of_request(request), measured)
+
+
+def _estimate(request: EstimateCost, model: Model, size: PromptSize, measured: MeasuredTokens | None) -> Estimate:
+    assumptions = [size.source]
     most_completion = _completion_limit(request, model)
-    likely = (
-        min(math.ceil(most_completion / 2), EXPECTED_COMPLETION_TOKENS)
-        if most_completion
-        else EXPECTED_COMPLETION_TOKENS
-    )
-    assumptions.append(
-        f"The expected answer has {likely} tokens, the longest {most_completion}; thinking counts as answer."
-        if most_completion
-        else f"The expected answer has {likely} tokens; nothing limits the longest, so set max_tokens for a ceiling."
-    )
-    _say_about_pictures(request, assumptions)
-    low = _Tokens(low_text, 1, request.images_in * IMAGE_IN_LOW, request.images_out * IMAGE_OUT_LOW)
-    expected = _Tokens(
-        expected_text, likely, request.images_in * IMAGE_IN_EXPECTED, request.images_out * IMAGE_OUT_EXPECTED
-    )
+    expected = _expected_tokens(request, size, most_completion) if measured is None else _measured_tokens(measured)
+    _say_about_the_answer(expected, most_completion, measured, assumptions)
+    _say_about_content(request, size, measured, assumptions)
     costs = CostRange(low_usd=None, expected_usd=None, ceiling_usd=None)
     if (why := _unknowable(request, model)) is not None:
         assumptions.append(why)
     else:
-        most = _most(request, model, most_text, most_completion, assumptions)
-        usual = _cost(expected, request.web_searches, _expected_price(model.pricing, expected.prompt))
+        most = _most(request, model, size, most_completion, assumptions)
+        usual = _usual_cost(request, expected, model)
         costs = CostRange(
-            low_usd=min(_low_cost(low, request.web_searches, model), usual),
+            low_usd=min(_low_cost(_low_tokens(request, size), request, model), usual),
             expected_usd=usual,
-            ceiling_usd=_ceiling_cost(most, request.web_searches, model) if most else None,
+            # What has been measured was billed; a shorter prompt than the usual one must not promise less than that.
+            ceiling_usd=None if most is None else max(_ceiling_cost(most, request, model), usual),
         )
-        _say_about_prices(model, assumptions)
-    if request.price is not None:
-        price_usd, margin = price_and_margin(request.price, costs)
-    else:
-        price_usd, margin = None, None
+        _say_about_prices(request, model, assumptions)
+    price_usd, margin = (None, None) if request.price is None else price_and_margin(request.price, costs)
     return Estimate(
-        **costs.model_dump(),
+        **dict(costs),
         model_id=model.id,
         price_kind=model.price_kind,
-        prompt_tokens=expected_text,
-        expected_completion_tokens=likely,
+        prompt_tokens=expected.text,
+        expected_completion_tokens=expected.completion,
         max_completion_tokens=most_completion,
+        measured_runs=0 if measured is None else measured.runs,
         assumptions=assumptions,
         price_usd=price_usd,
         margin=margin,
@@ -130,33 +137,55 @@ def price_and_margin(pricing: Pricing, costs: CostRange) -> tuple[Decimal | None
 # Tokens ---------------------------------------------------------------------------------------------------------------
 
 
-def _prompt_tokens(request: EstimateCost, assumptions: list[str]) -> tuple[int, int, int]:
-    if request.prompt_tokens is not None:
-        assumptions.append("The prompt has the number of tokens that you gave.")
-        return request.prompt_tokens, request.prompt_tokens, request.prompt_tokens
-    if request.prompt is None:
-        raise invalid("prompt", "Give the prompt, or prompt_tokens if you know how many tokens it has.")
-    text = request.prompt
-    # Latin text has about four characters to a token; other scripts have about one.
-    plain_chars = sum(character.isascii() for character in text)
-    expected = math.ceil(plain_chars / CHARS_PER_TOKEN) + len(text) - plain_chars
-    # No tokenizer makes more tokens than the text has bytes.
-    most = len(text.encode("utf-8", "replace")) + CHAT_FRAME_TOKENS
-    assumptions.append(f"The prompt is about {expected} tokens by its length; the ceiling allows for {most}.")
-    return math.ceil(expected / 2), expected, most
-
-
 def _completion_limit(request: EstimateCost, model: Model) -> int | None:
     # Many models state a longest answer that is longer than their context.
     limits = (request.max_tokens, model.max_completion_tokens, model.context_length)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def _expected_tokens(request: EstimateCost, size: PromptSize, most_completion: int | None) -> _Tokens:
+    guess = EXPECTED_COMPLETION_TOKENS
+    images_in = request.images_in + size.images
+    return _Tokens(
+        text=size.expected,
+        completion=guess if most_completion is None else min(math.ceil(most_completion / 2), guess),
+        cached=min(request.cached_tokens, size.expected),
+        images_in=images_in * IMAGE_IN_EXPECTED,
+        images_out=request.images_out * IMAGE_OUT_EXPECTED,
+        sound_in=request.audio_in_s * SOUND_IN_EXPECTED,
+        speech=request.audio_out_s * SPEECH_EXPECTED,
+    )
+
+
+def _measured_tokens(measured: MeasuredTokens) -> _Tokens:
+    """Upstream counted everything that went in and came out, pictures and sound as well."""
+    prompt, completion = measured.per_run(measured.prompt_tokens), measured.per_run(measured.completion_tokens)
+    return _Tokens(
+        text=prompt,
+        completion=completion,
+        cached=min(measured.cached_tokens // measured.runs, prompt),
+        reasoning=min(measured.per_run(measured.reasoning_tokens), completion),
+    )
+
+
+def _low_tokens(request: EstimateCost, size: PromptSize) -> _Tokens:
+    return _Tokens(
+        text=size.low,
+        completion=1,
+        cached=min(request.cached_tokens, size.low),
+        images_in=(request.images_in + size.images) * IMAGE_IN_LOW,
+        images_out=request.images_out * IMAGE_OUT_LOW,
+        sound_in=request.audio_in_s * SOUND_IN_LOW,
+        speech=request.audio_out_s * SPEECH_LOW,
+    )
+
+
 def _most(
-    request: EstimateCost, model: Model, text: int, completion: int | None, assumptions: list[str]
+    request: EstimateCost, model: Model, size: PromptSize, completion: int | None, assumptions: list[str]
 ) -> _Tokens | None:
     """The largest call within the limits; None where nothing limits it."""
-    if completion is None:
+    text, prices = size.most, model.pricing.model_extra or {}
+    if completion is None or text is None:
         return None
     if request.web_searches:
         # What a search finds is read by the model as prompt, and only the context limits how much that is.
@@ -164,10 +193,20 @@ def _most(
         if model.context_length is None:
             return None
         text = max(text, model.context_length)
-    if request.images_out and "image_output" not in (model.pricing.model_extra or {}):
-        assumptions.append("The catalog has no price for pictures made by this model, so there is no ceiling.")
-        return None
-    return _Tokens(text, completion, request.images_in * IMAGE_IN_MOST, request.images_out * IMAGE_OUT_MOST)
+    for wanted, key, what in (
+        (request.images_out, "image_output", "pictures"),
+        (request.audio_out_s, "audio_output", "speech"),
+    ):
+        if wanted and key not in prices:
+            assumptions.append(f"The catalog has no price for {what} made by this model, so there is no ceiling.")
+            return None
+    return _Tokens(
+        text,
+        completion,
+        images_in=(request.images_in + size.images) * IMAGE_IN_MOST,
+        images_out=request.images_out * IMAGE_OUT_MOST,
+        sound_in=request.audio_in_s * SOUND_IN_MOST,
+    )
 
 
 # Prices ---------------------------------------------------------------------------------------------------------------
@@ -225,8 +264,8 @@ def _expected_price(pricing: ModelPricing, prompt_tokens: int) -> PriceOf:
 # Costs ----------------------------------------------------------------------------------------------------------------
 
 
-def _cost(tokens: _Tokens, web_searches: int, price: PriceOf, completion: Decimal | None = None) -> Decimal:
-    """The bill of one case. `completion` is the price of an answer's token where it is not the usual one."""
+def _cost(tokens: _Tokens, request: EstimateCost, price: PriceOf) -> Decimal:
+    """The bill of one case as upstream makes it out."""
 
     def usd(*keys: str) -> Decimal:
         """The price of the first key that has one; a key that is missing is not priced separately."""
@@ -234,58 +273,128 @@ def _cost(tokens: _Tokens, web_searches: int, price: PriceOf, completion: Decima
 
     return (
         usd("request")
-        + tokens.text * usd("prompt")
+        + (tokens.text - tokens.cached) * usd(*_TEXT_IN[request.cache_ttl])
+        + tokens.cached * usd("input_cache_read", "prompt")
         + tokens.images_in * usd("image", "prompt")
-        + tokens.completion * (usd("completion") if completion is None else completion)
+        + tokens.sound_in * usd("audio", "prompt")
+        + (tokens.completion - tokens.reasoning) * usd("completion")
+        + tokens.reasoning * usd("internal_reasoning", "completion")
         + tokens.images_out * usd("image_output", "completion")
-        + web_searches * usd("web_search")
+        + tokens.speech * usd("audio_output", "completion")
+        + request.web_searches * usd("web_search")
     )
 
 
-def _ceiling_cost(most: _Tokens, web_searches: int, model: Model) -> Decimal:
+def _usual_cost(request: EstimateCost, expected: _Tokens, model: Model) -> Decimal:
+    return _cost(expected, request, _expected_price(model.pricing, expected.prompt))
+
+
+def _low_cost(low: _Tokens, request: EstimateCost, model: Model) -> Decimal:
+    cost = _cost(low, request, _cheapest_price(model.pricing, low.prompt))
+    discount = amount((model.pricing.model_extra or {}).get("discount"))
+    return cost * (1 - discount) if discount is not None and 0 < discount < 1 else cost
+
+
+def _ceiling_cost(most: _Tokens, request: EstimateCost, model: Model) -> Decimal:
     """The dearest of all sizes up to the largest: where a tier is cheaper than the one below it, less text costs more.
 
     Within a tier more tokens never cost less, so its upper end is all there is to look at.
     """
     limits = [o.min_prompt_tokens for o in model.pricing.overrides if o.min_prompt_tokens is not None]
-    costs = [_dear_cost(most, most.prompt, web_searches, model)]
+    costs = [_dear_cost(most, most.prompt, request, model)]
     for limit in limits:
         if limit < most.prompt:
-            part = _Tokens(min(limit, most.text), most.completion, min(limit, most.images_in), most.images_out)
-            costs.append(_dear_cost(part, limit, web_searches, model))
+            part = replace(
+                most,
+                text=min(limit, most.text),
+                images_in=min(limit, most.images_in),
+                sound_in=min(limit, most.sound_in),
+            )
+            costs.append(_dear_cost(part, limit, request, model))
     return max(costs)
 
 
-def _dear_cost(tokens: _Tokens, prompt_size: int, web_searches: int, model: Model) -> Decimal:
+def _dear_cost(tokens: _Tokens, prompt_size: int, request: EstimateCost, model: Model) -> Decimal:
+    """Every token at the dearest price that a token of its kind may be billed at."""
     price = _dearest_price(model.pricing, prompt_size)
-    kinds = ["completion", "internal_reasoning"]
-    if "audio" in model.output_modalities:
-        kinds.append("audio_output")
-    dearest = max((value for kind in kinds if (value := price(kind)) is not None), default=Decimal(0))
-    return _cost(tokens, web_searches, price, dearest)
+
+    def dearest(*keys: str) -> Decimal:
+        return max((value for key in keys if (value := price(key)) is not None), default=Decimal(0))
+
+    # Some providers write to their cache unasked, and bill that; for an hour only when asked to.
+    text = ["prompt", "input_cache_read", "input_cache_write"]
+    if request.cache_ttl == "1h":
+        text.append("input_cache_write_1h")
+    answer = ["completion", "internal_reasoning"]
+    if "audio" in model.output_modalities or request.audio_out_s:
+        answer.append("audio_output")
+    return (
+        dearest("request")
+        + tokens.text * dearest(*text)
+        + tokens.images_in * dearest(*text, "image")
+        + tokens.sound_in * dearest(*text, "audio", "input_audio_cache")
+        + tokens.completion * dearest(*answer)
+        + tokens.images_out * dearest("completion", "image_output")
+        + request.web_searches * dearest("web_search")
+    )
 
 
-def _low_cost(low: _Tokens, web_searches: int, model: Model) -> Decimal:
-    cost = _cost(low, web_searches, _cheapest_price(model.pricing, low.prompt))
-    discount = amount((model.pricing.model_extra or {}).get("discount"))
-    return cost * (1 - discount) if discount is not None and 0 < discount < 1 else cost
+# Assumptions ----------------------------------------------------------------------------------------------------------
 
 
-def _say_about_pictures(request: EstimateCost, assumptions: list[str]) -> None:
-    if request.images_in:
+def _say_about_the_answer(
+    expected: _Tokens, most_completion: int | None, measured: MeasuredTokens | None, assumptions: list[str]
+) -> None:
+    longest = (
+        "nothing limits the longest, so set max_tokens for a ceiling"
+        if most_completion is None
+        else f"the longest {most_completion}"
+    )
+    if measured is None:
+        assumptions.append(
+            f"The expected answer has {expected.completion} tokens, {longest}; thinking counts as answer."
+        )
+        return
+    runs = "1 run" if measured.runs == 1 else f"{measured.runs} runs"
+    assumptions.append(
+        f"Measured over {runs} of this resource: {expected.text} tokens in and {expected.completion} out"
+        f" on average, {expected.cached} of them read from a cache, {expected.reasoning} spent on thinking; {longest}."
+    )
+
+
+def _say_about_content(
+    request: EstimateCost, size: PromptSize, measured: MeasuredTokens | None, assumptions: list[str]
+) -> None:
+    if request.images_in or size.images:
         assumptions.append(f"A picture is about {IMAGE_IN_EXPECTED} prompt tokens, at most {IMAGE_IN_MOST}.")
     if request.images_out:
         assumptions.append(f"A picture that is made is about {IMAGE_OUT_EXPECTED} tokens, at most {IMAGE_OUT_MOST}.")
+    if request.audio_in_s:
+        assumptions.append(f"A second of sound is about {SOUND_IN_EXPECTED} prompt tokens, at most {SOUND_IN_MOST}.")
+    if request.audio_out_s:
+        assumptions.append(
+            f"A second of speech is about {SPEECH_EXPECTED} tokens; the longest answer is all speech in the ceiling."
+        )
+    if request.cached_tokens and measured is None:
+        assumptions.append("What is read from a cache may have gone from it: the ceiling does not count on it.")
 
 
-def _say_about_prices(model: Model, assumptions: list[str]) -> None:
+def _say_about_prices(request: EstimateCost, model: Model, assumptions: list[str]) -> None:
+    extra = model.pricing.model_extra or {}
+    if model.price_kind == "free":
+        assumptions.append("This model is free; OpenRouter limits how often an account may call it.")
     tiers = sorted({o.min_prompt_tokens for o in model.pricing.overrides if o.min_prompt_tokens is not None})
     if tiers:
         limits = " and ".join(f"{limit:,}" for limit in tiers)
         assumptions.append(f"Prompts of more than {limits} tokens have other prices, taken into account here.")
     if any(not _certain(override) for override in model.pricing.overrides):
         assumptions.append("Some prices hold at certain times only; the ceiling takes the dearest.")
-    if "discount" in (model.pricing.model_extra or {}):
+    if "input_cache_write" in extra:
+        hour = " for an hour" if request.cache_ttl == "1h" and "input_cache_write_1h" in extra else ""
+        assumptions.append(f"The ceiling allows for the whole prompt being written to the provider's cache{hour}.")
+    if "internal_reasoning" in extra and extra["internal_reasoning"] != model.pricing.completion:
+        assumptions.append("Thinking has a price of its own; the ceiling takes the dearer one for the whole answer.")
+    if "discount" in extra:
         assumptions.append("A discount is announced; only the low figure counts on it.")
     if model.not_executable_reason:
         assumptions.append(f"This model cannot be executed here. {model.not_executable_reason}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 from typing import Literal
 from uuid import UUID, uuid4
 
@@ -15,9 +14,6 @@ from contracts.catalog import (
     CreateResource,
     Estimate,
     EstimateCost,
-    Listing,
-    ListingPage,
-    ListingRef,
     ListResources,
     ListSyncs,
     Model,
@@ -31,7 +27,6 @@ from contracts.catalog import (
     ResourceDraft,
     ResourcePage,
     ResourceRef,
-    SearchListings,
     SearchModels,
     SyncCatalog,
     SyncList,
@@ -39,34 +34,43 @@ from contracts.catalog import (
     UpdateResource,
 )
 from contracts.errors import ErrorCode, ServiceError, invalid
+from contracts.listings import Listing, ListingPage, ListingRef, SearchListings
 from services.catalog import views
 from services.catalog.cursors import decode_place, encode_place
 from services.catalog.estimates import estimate
+from services.catalog.guard import Guard
 from services.catalog.index import LiveIndex
-from services.catalog.models import CatalogModel, describe
+from services.catalog.models import CatalogModel
 from services.catalog.resources import (
     FIND_A_MODEL,
     apply_patch,
     check_draft,
     named_models,
     no_such_resource,
+    own_resource,
     refuse_retired,
-    refuse_stranger,
 )
-from services.catalog.store import Store, StoredResource
+from services.catalog.showing import Showing
+from services.catalog.sizes import fill_from_resource, size_of_resource
+from services.catalog.store import ResourceChange, Store, StoredResource
 from services.catalog.sync import CatalogSync
+from services.catalog.versions import changes_between
 from services.runtime.bus import Bus
 
-Validation = Callable[[StoredResource], Awaitable[None]]
+Validation = Callable[[ResourceChange, StoredResource], Awaitable[None]]
 Change = Literal["created", "updated", "published", "paused", "deleted"]
 
 
 class Handlers:
-    def __init__(self, *, bus: Bus, store: Store, index: LiveIndex, sync: CatalogSync) -> None:
+    def __init__(
+        self, *, bus: Bus, store: Store, index: LiveIndex, sync: CatalogSync, showing: Showing, guard: Guard
+    ) -> None:
         self._bus = bus
         self._store = store
         self._index = index
         self._sync = sync
+        self._showing = showing
+        self._guard = guard
 
     def register(self) -> None:
         """Serve every request that the registry gives to the catalog; call before the bus starts."""
@@ -89,27 +93,38 @@ class Handlers:
         serve(subjects.LISTINGS_GET, self.get_listing)
         self._bus.listen(subjects.CATALOG_SYNCED, self.hear_synced)
         self._bus.on_reconnect(self._index.reload)
+        self._bus.on_reconnect(self._sync.announce)
 
     # Models -----------------------------------------------------------------------------------------------------------
 
     async def search_models(self, request: SearchModels) -> ModelPage:
-        return self._index.current.search(request)
+        return self._index.search(request)
 
     async def get_model(self, request: ModelRef) -> ModelDetail:
         row = await self._model_row(request.id)
         if row is None:
             raise ServiceError(ErrorCode.NOT_FOUND, f"There is no such model in the catalog. {FIND_A_MODEL}")
         history = await self._store.price_history(row.id)
-        return views.model_detail(_seen(row), row, self._index.replacement_for(row), history)
+        return views.model_detail(self._showing.model(row), row, self._index.replacement_for(row), history)
 
     async def estimate_cost(self, request: EstimateCost) -> Estimate:
         row = await self._model_row(request.model_id)
         if row is None:
             raise invalid("model_id", f"There is no such model in the catalog. {FIND_A_MODEL}")
-        return estimate(request, _seen(row))
+        model = self._showing.model(row)
+        if request.resource_id is None:
+            return estimate(request, model)
+        if request.owner is None:
+            raise no_such_resource()
+        own = own_resource(await self._store.resource(request.resource_id), request.owner)
+        size = None
+        if request.prompt is None and request.prompt_tokens is None:
+            size = size_of_resource(own.draft, model)
+        measured = (await self._store.measured_tokens([own.id])).get(own.id)
+        return estimate(fill_from_resource(request, own.draft), model, size=size, measured=measured)
 
     async def sync_catalog(self, request: SyncCatalog) -> SyncReport:
-        return await self._sync.run(request.requested_by)
+        return await self._sync.run(request.requested_by, force=request.force)
 
     async def list_syncs(self, request: ListSyncs) -> SyncList:
         return SyncList(items=await self._store.syncs(request.limit))
@@ -117,20 +132,21 @@ class Handlers:
     async def hear_synced(self, _: CatalogSynced) -> None:
         """Some replica synced."""
         await self._index.reload()
+        self._guard.look()
 
     # Resources --------------------------------------------------------------------------------------------------------
 
     async def create_resource(self, request: CreateResource) -> Resource:
-        models = await self._models(request.draft)
+        models = await self._showing.models([request.draft])
         check_draft(request.draft, models)
         refuse_retired(models[request.draft.openrouter_config.model_id])
         stored = await self._store.create_resource(uuid4(), request.owner, request.draft)
         await self._announce(stored, "created")
-        return self._view(stored)
+        return await self._showing.resource(stored)
 
     async def update_resource(self, request: UpdateResource) -> Resource:
         async with self._store.changing(request.id) as change:
-            current = _own(change.current, request.owner)
+            current = own_resource(change.current, request.owner)
             expected = request.patch.expected_version
             if expected is not None and expected != current.version:
                 raise ServiceError(
@@ -138,19 +154,21 @@ class Handlers:
                     f"The resource is at version {current.version}: somebody edited it. Read it again and repeat your change.",
                 )
             draft = apply_patch(current.draft, request.patch)
-            if draft == current.draft:
-                return self._view(current)
-            models = await self._models(draft)
-            check_draft(draft, models)
-            # Whoever only edits a resource whose model went away may do so; whoever chooses a model chooses a living one.
-            if draft.openrouter_config.model_id != current.model.id:
-                refuse_retired(models[draft.openrouter_config.model_id])
-            stored = await change.save(draft)
-        await self._announce(stored, "updated")
-        return self._view(stored)
+            stored = await self._save(change, draft) if changes_between(current.draft, draft) else current
+        if stored is not current:
+            await self._announce(stored, "updated")
+        return await self._showing.resource(stored)
+
+    async def _save(self, change: ResourceChange, draft: ResourceDraft) -> StoredResource:
+        models = await self._models_within(change, draft)
+        check_draft(draft, models)
+        # Whoever only edits a resource whose model went away may do so; whoever chooses a model chooses a living one.
+        if change.current is None or draft.openrouter_config.model_id != change.current.model.id:
+            refuse_retired(models[draft.openrouter_config.model_id])
+        return await change.save(draft)
 
     async def get_resource(self, request: ResourceRef) -> Resource:
-        return self._view(_own(await self._store.resource(request.id), request.owner))
+        return await self._showing.resource(own_resource(await self._store.resource(request.id), request.owner))
 
     async def list_resources(self, request: ListResources) -> ResourcePage:
         question = f"resources:{request.owner}:{request.status}"
@@ -159,21 +177,21 @@ class Handlers:
         rows, total = await self._store.resources_of(request.owner, request.status, after, request.limit + 1)
         page = rows[: request.limit]
         return ResourcePage(
-            items=[self._view(stored) for stored in page],
+            items=await self._showing.resources(page),
             total=total,
             next_cursor=_next_cursor(question, rows, page),
         )
 
     async def publish_resource(self, request: ResourceRef) -> Resource:
-        async def validate(current: StoredResource) -> None:
-            models = await self._models(current.draft)
+        async def validate(change: ResourceChange, current: StoredResource) -> None:
+            models = await self._models_within(change, current.draft)
             check_draft(current.draft, models)
             refuse_retired(models[current.model.id])
 
         return await self._set_status(request, "published", validate)
 
     async def pause_resource(self, request: ResourceRef) -> Resource:
-        async def validate(current: StoredResource) -> None:
+        async def validate(_: ResourceChange, current: StoredResource) -> None:
             if current.status == "draft":
                 raise ServiceError(ErrorCode.CONFLICT, "A draft is not on the market; publish it before you pause it.")
 
@@ -183,23 +201,23 @@ class Handlers:
         async with self._store.changing(request.id) as change:
             if change.current is not None and change.current.deleted and change.current.owner == request.owner:
                 return Empty()
-            deleted = _own(change.current, request.owner)
+            deleted = own_resource(change.current, request.owner)
             await change.delete()
         await self._announce(deleted, "deleted")
         return Empty()
 
     async def check_draft(self, request: CheckDraft) -> ResolvedResource:
-        models = await self._models(request.draft)
+        models = await self._showing.models([request.draft])
         check_draft(request.draft, models)
         model = models[request.draft.openrouter_config.model_id]
         refuse_retired(model)
-        return views.resolved_draft(request.owner, request.draft, model)
+        return await self._showing.resolved_draft(request.owner, request.draft, model)
 
     async def resolve_resource(self, request: ResolveResource) -> ResolvedResource:
         stored = await self._find(request.ref)
         if stored is None or stored.deleted:
             raise ServiceError(ErrorCode.NOT_FOUND, "There is no such resource; GET /api/listings shows what there is.")
-        return views.resolved_view(stored, _seen(stored.model), self._index.replacement_for(stored.model))
+        return await self._showing.resolved(stored)
 
     # Listings ---------------------------------------------------------------------------------------------------------
 
@@ -210,7 +228,7 @@ class Handlers:
         rows, total = await self._store.listings(words, after, request.limit + 1)
         page = rows[: request.limit]
         return ListingPage(
-            items=[views.listing_view(stored, _seen(stored.model)) for stored in page],
+            items=await self._showing.listings(page),
             total=total,
             next_cursor=_next_cursor(question, rows, page),
         )
@@ -219,7 +237,7 @@ class Handlers:
         stored = await self._find(f"{request.owner}/{request.slug}")
         if stored is None or stored.status != "published":
             raise ServiceError(ErrorCode.NOT_FOUND, "There is no such listing; GET /api/listings shows what there is.")
-        return views.listing_view(stored, _seen(stored.model))
+        return await self._showing.listing(stored)
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -228,10 +246,10 @@ class Handlers:
             return None
         return (await self._store.models_by_id([model_id])).get(model_id)
 
-    async def _models(self, draft: ResourceDraft) -> Mapping[str, Model]:
+    async def _models_within(self, change: ResourceChange, draft: ResourceDraft) -> Mapping[str, Model]:
         ids = [model_id for model_id in named_models(draft.openrouter_config) if "\0" not in model_id]
-        rows = await self._store.models_by_id(ids)
-        return {model_id: _seen(row) for model_id, row in rows.items()}
+        rows = await change.models_by_id(ids)
+        return {model_id: self._showing.model(row) for model_id, row in rows.items()}
 
     async def _find(self, ref: str) -> StoredResource | None:
         if "\0" in ref:
@@ -248,16 +266,14 @@ class Handlers:
         self, request: ResourceRef, status: Literal["published", "paused"], validate: Validation
     ) -> Resource:
         async with self._store.changing(request.id) as change:
-            current = _own(change.current, request.owner)
-            if current.status == status:
-                return self._view(current)
-            await validate(current)
-            stored = await change.set_status(status)
-        await self._announce(stored, status)
-        return self._view(stored)
-
-    def _view(self, stored: StoredResource) -> Resource:
-        return views.resource_view(stored, _seen(stored.model), self._index.replacement_for(stored.model))
+            current = own_resource(change.current, request.owner)
+            stored = current
+            if current.status != status:
+                await validate(change, current)
+                stored = await change.set_status(status)
+        if stored is not current:
+            await self._announce(stored, status)
+        return await self._showing.resource(stored)
 
     async def _announce(self, stored: StoredResource, change: Change) -> None:
         await self._bus.publish(
@@ -266,18 +282,6 @@ class Handlers:
                 resource_id=stored.id, owner=stored.owner, slug=stored.draft.slug, version=stored.version, change=change
             ),
         )
-
-
-def _seen(row: CatalogModel) -> Model:
-    return describe(row, datetime.now(UTC))
-
-
-def _own(stored: StoredResource | None, asking: str) -> StoredResource:
-    """The resource, for its owner. Raises NOT_FOUND or FORBIDDEN."""
-    if stored is None or stored.deleted:
-        raise no_such_resource()
-    refuse_stranger(stored.owner, asking, stored.status)
-    return stored
 
 
 def _next_cursor(question: str, rows: list[StoredResource], page: list[StoredResource]) -> str | None:

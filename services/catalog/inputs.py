@@ -10,6 +10,10 @@ from pydantic import JsonValue
 from contracts.catalog import InputField
 from contracts.errors import FieldProblem
 
+ATTACHMENTS = frozenset({"image", "file", "audio"})
+"""Inputs that are sent beside the prompt: no template has a place for them."""
+MAX_ATTACHMENT_BYTES = 20 * 1024 * 1024
+
 
 def input_problems(inputs: list[InputField]) -> list[FieldProblem]:
     """What is wrong with the declarations, each under its own path."""
@@ -60,10 +64,23 @@ def _declaration_problems(declaration: InputField) -> Iterable[tuple[str, str]]:
         yield "choices", "A choice input needs its choices: a list of strings."
     if declaration.type != "choice" and declaration.choices is not None:
         yield "choices", "Only a choice input has choices; remove them or make the type “choice”."
+    yield from _attachment_problems(declaration)
     if declaration.choices is not None and len(set(declaration.choices)) < len(declaration.choices):
         yield "choices", "Two choices are the same."
     if declaration.default is not None and (message := _default_problem(declaration)) is not None:
         yield "default", message
+
+
+def _attachment_problems(declaration: InputField) -> Iterable[tuple[str, str]]:
+    for field in ("max_bytes", "accept"):
+        if getattr(declaration, field) is not None and declaration.type not in ATTACHMENTS:
+            yield field, f"Only an image, file or audio input has {field}; remove it."
+    if declaration.max_bytes is not None and declaration.max_bytes > MAX_ATTACHMENT_BYTES:
+        yield "max_bytes", f"Nothing larger than {MAX_ATTACHMENT_BYTES} bytes can be sent."
+    if declaration.type in {"image", "audio"} and any(
+        not accepted.startswith(f"{declaration.type}/") for accepted in declaration.accept or []
+    ):
+        yield "accept", f"The media types of this input begin with “{declaration.type}/”."
 
 
 def _default_problem(declaration: InputField) -> str | None:
@@ -77,6 +94,8 @@ def _default_problem(declaration: InputField) -> str | None:
             return "The default of a boolean input is true or false."
         case "choice" if default not in (declaration.choices or []):
             return "The default is not among the choices."
+        case "image" | "file" | "audio":
+            return "An image, file or audio input has no default; make it optional instead."
         case "number":
             return _number_problem(default, declaration.minimum, declaration.maximum)
     return None
@@ -93,15 +112,22 @@ def _number_problem(default: object, minimum: float | None, maximum: float | Non
 
 
 def _property(field: InputField) -> dict[str, JsonValue]:
-    kinds: dict[str, JsonValue] = {"text": "string", "choice": "string", "number": "number", "boolean": "boolean"}
+    kinds: dict[str, JsonValue] = {"number": "number", "boolean": "boolean"}
     choices: list[JsonValue] | None = [*field.choices] if field.choices is not None else None
+    attached = field.type in ATTACHMENTS
+    accept: list[JsonValue] | None = [*field.accept] if field.accept is not None else None
     schema: dict[str, JsonValue] = {
-        "type": kinds[field.type],
+        "type": kinds.get(field.type, "string"),
         "description": field.description,
         "maxLength": field.max_length,
         "minimum": field.minimum,
         "maximum": field.maximum,
         "enum": choices,
         "default": field.default,
+        # Words of our own, which other readers of the schema ignore: a form makes a file chooser of them.
+        "format": "uri-reference" if attached else None,
+        "x-kind": field.type if attached else None,
+        "x-accept": accept,
+        "x-max-bytes": field.max_bytes,
     }
     return {keyword: value for keyword, value in schema.items() if value is not None}

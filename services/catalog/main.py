@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from datetime import datetime
 
 import structlog
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from contracts.errors import ServiceError
+from services.catalog.guard import Guard
 from services.catalog.handlers import Handlers
 from services.catalog.index import LiveIndex
-from services.catalog.schedule import Schedule
+from services.catalog.market_handlers import MarketHandlers
+from services.catalog.market_store import MarketStore
+from services.catalog.receipts import Receipts
+from services.catalog.runs_store import RunsStore
+from services.catalog.schedule import Schedule, utc_now
+from services.catalog.showing import Showing
 from services.catalog.store import Store
 from services.catalog.sync import CatalogSync
 from services.catalog.upstream import Upstream
@@ -30,16 +38,21 @@ class Settings(ServiceSettings):
     catalog_upstream_url: str = "https://openrouter.ai/api/v1"
 
 
-def build(settings: Settings) -> Service:
-    """Wire the service; nothing is opened before it starts."""
+def build(settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> Service:
+    """Wire the service; nothing is opened before it starts. `clock` tells the schedule the time."""
     registry = CollectorRegistry()
     service = Service("catalog", settings, registry)
     store = Store(settings.postgres_url)
     upstream = Upstream(settings.catalog_upstream_url)
     index = LiveIndex(store, registry)
     sync = CatalogSync(store=store, upstream=upstream, index=index, bus=service.bus, registry=registry)
-    schedule = Schedule(sync)
-    Handlers(bus=service.bus, store=store, index=index, sync=sync).register()
+    schedule = Schedule(sync, clock)
+    market, runs = MarketStore(store.pool), RunsStore(store.pool)
+    showing = Showing(store=store, market=market, runs=runs, index=index)
+    guard = Guard(bus=service.bus, store=store, market=market, showing=showing)
+    receipts = Receipts(bus=service.bus, runs=runs, guard=guard, health=service.health)
+    Handlers(bus=service.bus, store=store, index=index, sync=sync, showing=showing, guard=guard).register()
+    MarketHandlers(bus=service.bus, store=store, market=market, runs=runs, showing=showing, guard=guard).register()
 
     async def open_store() -> None:
         while True:
@@ -55,7 +68,11 @@ def build(settings: Settings) -> Service:
             raise TimeoutError("the catalog is being read")
 
     service.before_bus(open_store)
+    service.after_bus(guard.declare)
+    service.bus.on_reconnect(guard.declare)
     service.background("schedule", schedule.run)
+    service.background("guard", guard.run)
+    service.background("receipts", receipts.run)
     service.health.add("postgres", store.ping)
     service.health.add("catalog", ready_to_answer)
     service.on_stop(store.close)

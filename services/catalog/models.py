@@ -16,7 +16,6 @@ from typing import Any
 
 from contracts.catalog import Model, ModelPricing, ModelStatus
 from services.catalog.badges import derive_badges
-from services.catalog.curated import CURATED
 from services.catalog.prices import parse_pricing
 
 # Upstream writes 2098-12-31 for "no date"; real announcements are weeks or months ahead.
@@ -113,8 +112,11 @@ def not_executable_reason(model_id: str, outputs: tuple[str, ...]) -> str | None
     return f"It puts out {', '.join(outputs)} and no text, which a chat request cannot ask for."
 
 
-def describe(model: CatalogModel, now: datetime) -> Model:
-    """The row as everybody sees it at the moment `now`. The row has its `created_at`, as every stored one does."""
+def describe(model: CatalogModel, now: datetime, recommended: Mapping[str, str]) -> Model:
+    """The row as everybody sees it at the moment `now`; `recommended` is today's short list, reasons by id.
+
+    The row has its `created_at`, as every stored one does.
+    """
     assert model.created_at is not None
     reason = not_executable_reason(model.id, model.output_modalities)
     return Model(
@@ -139,8 +141,8 @@ def describe(model: CatalogModel, now: datetime) -> Model:
             status=model.status,
             now=now,
         ),
-        curated=model.id in CURATED,
-        curated_reason=CURATED.get(model.id),
+        curated=model.id in recommended,
+        curated_reason=recommended.get(model.id),
         popularity_rank=model.popularity_rank,
         status=model.status,
         retires_on=model.retires_on,

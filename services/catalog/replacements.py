@@ -13,20 +13,29 @@ _TOKEN = re.compile(r"[-_.:]")
 
 
 def propose_replacement(gone: CatalogModel, models: Iterable[CatalogModel]) -> str | None:
-    """An id: what its alias points to, else the newest of its family, else the cheapest of the same provider.
+    """An id: the successor where one is known, else the cheapest of the same provider.
 
     Only models that can be executed, are not retired, and take and give at least the same kinds of content qualify.
     """
     candidates = [model for model in models if _can_stand_in(model, gone)]
+    if (successor := successor_of(gone, candidates)) is not None:
+        return successor
+    priced = [(price, model.id) for model in candidates if (price := _price(model)) is not None]
+    return min(priced)[1] if priced else None
+
+
+def successor_of(gone: CatalogModel, models: Iterable[CatalogModel]) -> str | None:
+    """What its alias points to, else the newest of its family; None where neither is known."""
+    candidates = [model for model in models if _can_stand_in(model, gone)]
     if any(model.id == gone.alias_target for model in candidates):
         return gone.alias_target
     family = [model for model in candidates if _family(model.id) == _family(gone.id) and not model.id.startswith("~")]
-    if family:
-        return max(
-            family, key=lambda model: (model.created_at is not None and model.created_at.timestamp(), model.id)
-        ).id
-    priced = [(price, model.id) for model in candidates if (price := _price(model)) is not None]
-    return min(priced)[1] if priced else None
+    newest = max(
+        family,
+        key=lambda model: (model.created_at is not None and model.created_at.timestamp(), model.id),
+        default=None,
+    )
+    return None if newest is None else newest.id
 
 
 def _can_stand_in(model: CatalogModel, gone: CatalogModel) -> bool:
@@ -41,8 +50,9 @@ def _can_stand_in(model: CatalogModel, gone: CatalogModel) -> bool:
 
 
 def _family(model_id: str) -> frozenset[str]:
-    """The words of the id without versions and sizes: `claude-3.5-sonnet` and `claude-sonnet-4` are one family."""
-    return frozenset(token for token in _TOKEN.split(model_id.lower()) if token and not any(c.isdigit() for c in token))
+    """The words of the id without versions and sizes: `claude-3.5-sonnet` and `~…claude-sonnet-latest` are one family."""
+    tokens = frozenset(_TOKEN.split(model_id.lower().removeprefix("~"))) - {"", "latest"}
+    return frozenset(token for token in tokens if not any(character.isdigit() for character in token))
 
 
 def _price(model: CatalogModel) -> Decimal | None:

@@ -7,8 +7,8 @@ a warning, because upstream drops it silently; a parameter that would replace wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from contracts.catalog import (
     Availability,
@@ -20,8 +20,12 @@ from contracts.catalog import (
     ResourceStatus,
 )
 from contracts.errors import ErrorCode, FieldProblem, ServiceError
-from services.catalog.inputs import input_problems
+from contracts.market import Replacement, RunCost
+from services.catalog.inputs import ATTACHMENTS, input_problems
 from services.catalog.templates import template_problems
+
+if TYPE_CHECKING:
+    from services.catalog.store import StoredResource
 
 FIND_A_MODEL = "Find one with GET /api/models, for example ?q=gpt or ?curated=true."
 
@@ -60,7 +64,7 @@ def check_draft(draft: ResourceDraft, models: Mapping[str, Model]) -> None:
         *input_problems(draft.inputs),
         *template_problems(draft),
         *_parameter_problems(draft.openrouter_config),
-        *_model_problems(draft.openrouter_config, models),
+        *_model_problems(draft, models),
     ]
     if problems:
         more = f" ({len(problems) - 1} more to put right: see fields.)" if len(problems) > 1 else ""
@@ -82,18 +86,21 @@ def named_models(config: OpenRouterConfig) -> list[str]:
     return [config.model_id, *config.fallback_models]
 
 
-def warnings_of(draft: ResourceDraft, model: Model) -> list[str]:
-    """What the creator should know although it stops nothing."""
-    config = draft.openrouter_config
-    named = [name for name in config.parameters if name not in _ALWAYS_SUPPORTED]
-    if config.temperature is not None:
-        named.append("temperature")
-    ignored = [name for name in named if name not in model.supported_parameters]
-    warnings = []
-    if ignored:
-        warnings.append(
-            f"{model.name} does not support {', '.join(sorted(ignored))}: OpenRouter leaves that out silently."
-        )
+def warnings_of(draft: ResourceDraft, models: Sequence[Model], expected: RunCost) -> list[str]:
+    """What the creator should know although it stops nothing.
+
+    `models` are those that the draft names and that are in the catalog, its main one first; `expected` is a usual run.
+    """
+    config, model = draft.openrouter_config, models[0]
+    warnings = [warning for each in models for warning in _dropped(config, each)]
+    for fallback in models[1:]:
+        limit = fallback.max_completion_tokens or fallback.context_length
+        if fallback.status == "retired":
+            warnings.append(f"OpenRouter no longer offers {fallback.id}, a fallback of this resource.")
+        if config.max_tokens is not None and limit is not None and config.max_tokens > limit:
+            warnings.append(f"{fallback.name}, a fallback, writes at most {limit} tokens, less than your max_tokens.")
+    if expected.markup_usd is not None and expected.markup_usd < 0:
+        warnings.append("An expected run costs more than callers pay: see breakdown.")
     if model.price_kind == "runtime":
         warnings.append("This model's price is decided when it runs, so a run may cost more than you charge.")
     if model.price_kind == "unknown":
@@ -105,19 +112,33 @@ def warnings_of(draft: ResourceDraft, model: Model) -> list[str]:
     return warnings
 
 
-def availability_of(model: Model, replacement: str | None) -> Availability:
-    """Whether a run can succeed today. `replacement` is what could take over from a retired model."""
-    if model.status != "retired":
+def availability_of(model: Model, proposal: Replacement | None) -> Availability:
+    """Whether a run can succeed today. `proposal` is what could take over from a model that is gone, or going."""
+    if model.status == "available":
         return Availability(available=True)
-    proposal = " Choose another model." if replacement is None else f" {replacement} could take over."
+    instead = " Choose another model." if proposal is None else f" {proposal.model_id} could take over."
+    gone = model.status == "retired"
+    announced = f"OpenRouter has announced the end of {model.id} for {model.retires_on}."
     return Availability(
-        available=False, reason=f"OpenRouter no longer offers {model.id}.{proposal}", replacement=replacement
+        available=not gone,
+        reason=(f"OpenRouter no longer offers {model.id}." if gone else announced) + instead,
+        replacement=proposal.model_id if proposal else None,
+        proposal=proposal,
+        ends_on=None if gone else model.retires_on,
     )
 
 
 def shown_status(stored: ResourceStatus, model: Model) -> ResourceStatus:
     """A published resource shows as unavailable while its model is retired, and by itself as published when that returns."""
     return "unavailable" if stored == "published" and model.status == "retired" else stored
+
+
+def own_resource(stored: StoredResource | None, asking: str) -> StoredResource:
+    """The resource, for its owner. Raises NOT_FOUND or FORBIDDEN."""
+    if stored is None or stored.deleted:
+        raise no_such_resource()
+    refuse_stranger(stored.owner, asking, stored.status)
+    return stored
 
 
 def refuse_stranger(owner: str, asking: str, stored: ResourceStatus) -> None:
@@ -142,7 +163,17 @@ def apply_patch(draft: ResourceDraft, patch: ResourcePatch) -> ResourceDraft:
 # Problems -------------------------------------------------------------------------------------------------------------
 
 
-def _model_problems(config: OpenRouterConfig, models: Mapping[str, Model]) -> Iterable[FieldProblem]:
+def _dropped(config: OpenRouterConfig, model: Model) -> Iterable[str]:
+    named = [name for name in config.parameters if name not in _ALWAYS_SUPPORTED]
+    if config.temperature is not None:
+        named.append("temperature")
+    ignored = [name for name in named if name not in model.supported_parameters]
+    if ignored:
+        yield f"{model.name} does not support {', '.join(sorted(ignored))}: OpenRouter leaves that out silently."
+
+
+def _model_problems(draft: ResourceDraft, models: Mapping[str, Model]) -> Iterable[FieldProblem]:
+    config = draft.openrouter_config
     seen: set[str] = set()
     for position, model_id in enumerate(named_models(config)):
         path = "openrouter_config.model_id" if position == 0 else f"openrouter_config.fallback_models.{position - 1}"
@@ -153,6 +184,7 @@ def _model_problems(config: OpenRouterConfig, models: Mapping[str, Model]) -> It
             yield FieldProblem(path=path, message=f"There is no such model in the catalog. {FIND_A_MODEL}")
         else:
             yield from _unfit(model, config, path, fallback=position > 0)
+            yield from _unreadable_inputs(draft, model)
         seen.add(model_id)
 
 
@@ -174,6 +206,16 @@ def _unfit(model: Model, config: OpenRouterConfig, path: str, *, fallback: bool)
         yield FieldProblem(
             path="openrouter_config.max_tokens", message=f"This model writes at most {limit} tokens; ask for no more."
         )
+
+
+def _unreadable_inputs(draft: ResourceDraft, model: Model) -> Iterable[FieldProblem]:
+    """Every model that may answer has to take what callers may send."""
+    for position, declaration in enumerate(draft.inputs):
+        if declaration.type in ATTACHMENTS and declaration.type not in model.input_modalities:
+            yield FieldProblem(
+                path=f"inputs.{position}.type",
+                message=f"{model.id} takes {', '.join(model.input_modalities)}, not {declaration.type}.",
+            )
 
 
 def _parameter_problems(config: OpenRouterConfig) -> Iterable[FieldProblem]:

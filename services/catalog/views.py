@@ -1,22 +1,24 @@
 """What is stored, as each audience may see it: the owner a resource, the executor everything it needs to run, a buyer a
-listing without key, cost or prompt."""
+listing without key, cost, model or prompt."""
 
 from __future__ import annotations
 
-from contracts.catalog import (
-    FixedPrice,
-    Listing,
-    Model,
-    ModelDetail,
-    PriceChange,
-    ResolvedResource,
-    Resource,
-    ResourceDraft,
-)
+from collections.abc import Sequence
+from decimal import Decimal
+
+from contracts.catalog import FixedPrice, Model, ModelDetail, PriceChange, ResolvedResource, Resource, ResourceDraft
+from contracts.listings import Listing, Measured
+from contracts.market import BudgetLimits, Replacement, ResourceNotice
+from services.catalog.breakdown import breakdown
+from services.catalog.budgets import for_resource
 from services.catalog.inputs import input_schema
 from services.catalog.models import CatalogModel
 from services.catalog.resources import availability_of, shown_status, warnings_of
+from services.catalog.sizes import MeasuredTokens
 from services.catalog.store import StoredResource
+
+_TELLS_THE_COST = frozenset({"free"})
+"""Badges of a model that would tell a buyer what a run costs."""
 
 
 def model_detail(
@@ -27,8 +29,17 @@ def model_detail(
     )
 
 
-def resource_view(stored: StoredResource, model: Model, replacement: str | None) -> Resource:
-    """For its owner."""
+def resource_view(
+    stored: StoredResource,
+    models: Sequence[Model],
+    *,
+    measured: MeasuredTokens | None,
+    proposal: Replacement | None,
+    notices: list[ResourceNotice],
+) -> Resource:
+    """For its owner. `models` are those that it names, its main one first."""
+    model = models[0]
+    prices = breakdown(stored.draft, models, measured)
     return Resource(
         **dict(stored.draft),
         id=stored.id,
@@ -37,15 +48,19 @@ def resource_view(stored: StoredResource, model: Model, replacement: str | None)
         status=shown_status(stored.status, model),
         model=model,
         badges=model.badges,
-        availability=availability_of(model, replacement),
-        warnings=warnings_of(stored.draft, model),
+        availability=availability_of(model, proposal),
+        warnings=warnings_of(stored.draft, models, prices.expected),
         input_schema=input_schema(stored.draft.inputs),
+        breakdown=prices,
+        notices=notices,
         created_at=stored.created_at,
         updated_at=stored.updated_at,
     )
 
 
-def resolved_view(stored: StoredResource, model: Model, replacement: str | None) -> ResolvedResource:
+def resolved_view(
+    stored: StoredResource, model: Model, proposal: Replacement | None, limits: BudgetLimits
+) -> ResolvedResource:
     """For the executor. The status is the stored one, which says who may run it; whether it can run says `availability`."""
     draft = stored.draft
     return ResolvedResource(
@@ -59,11 +74,12 @@ def resolved_view(stored: StoredResource, model: Model, replacement: str | None)
         pricing=draft.pricing,
         timeouts=draft.timeouts,
         model=model,
-        availability=availability_of(model, replacement),
+        availability=availability_of(model, proposal),
+        budgets=for_resource(limits, stored.id),
     )
 
 
-def resolved_draft(owner: str, draft: ResourceDraft, model: Model) -> ResolvedResource:
+def resolved_draft(owner: str, draft: ResourceDraft, model: Model, limits: BudgetLimits) -> ResolvedResource:
     """A checked draft, for a preview."""
     return ResolvedResource(
         resource_id=None,
@@ -77,12 +93,18 @@ def resolved_draft(owner: str, draft: ResourceDraft, model: Model) -> ResolvedRe
         timeouts=draft.timeouts,
         model=model,
         availability=availability_of(model, None),
+        budgets=for_resource(limits, None),
     )
 
 
-def listing_view(stored: StoredResource, model: Model) -> Listing:
+def listing_view(stored: StoredResource, model: Model, measured: Measured | None) -> Listing:
     """For buyers."""
     draft, pricing = stored.draft, stored.draft.pricing
+    reason = None
+    if stored.status != "published":
+        reason = "Its creator has not published it."
+    elif model.status == "retired":
+        reason = "What it runs on is not offered any more; its creator has been told."
     return Listing(
         id=stored.id,
         owner=stored.owner,
@@ -92,11 +114,16 @@ def listing_view(stored: StoredResource, model: Model) -> Listing:
         inputs=draft.inputs,
         input_schema=input_schema(draft.inputs),
         output_modalities=list(draft.openrouter_config.modalities),
+        example_output=draft.example_output,
         pricing_mode=pricing.mode,
         price_usd=pricing.price_usd if isinstance(pricing, FixedPrice) else None,
+        min_price_usd=pricing.price_usd if isinstance(pricing, FixedPrice) else pricing.min_usd or Decimal(0),
         max_price_usd=pricing.price_usd if isinstance(pricing, FixedPrice) else pricing.max_usd,
-        badges=model.badges,
-        available=model.status != "retired",
+        badges=[badge for badge in model.badges if badge not in _TELLS_THE_COST],
+        available=reason is None,
+        unavailable_reason=reason,
+        available_until=model.retires_on if model.status == "retiring" else None,
+        measured=measured,
         version=stored.version,
         updated_at=stored.updated_at,
     )

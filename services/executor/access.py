@@ -22,9 +22,11 @@ def check_run(resource: ResolvedResource, caller: Caller, request: ExecuteReques
             "There is no published resource of this name or id; check it, or ask its creator to publish.",
         )
     if not resource.availability.available:
+        # What could take over is for the creator to choose.
+        reason = resource.availability.reason if is_creator(resource.owner, caller) else None
         raise ServiceError(
             ErrorCode.MODEL_UNAVAILABLE,
-            resource.availability.reason or "The model of this resource is not available any more.",
+            reason or "What this resource runs on is not offered any more; its creator has been told.",
         )
     if request.expected_version is not None and request.expected_version != resource.version:
         raise ServiceError(

@@ -23,6 +23,7 @@ from contracts.templates import render
 
 _PER_MILLION = Decimal(1_000_000)
 _STREAMED_AUDIO = {"voice": "alloy", "format": "pcm16"}
+_ATTACHED = frozenset({"image", "file", "audio"})
 _OURS_ALONE = frozenset({"model", "models", "messages", "stream", "stream_options", "user", "n", "usage"})
 
 
@@ -83,6 +84,8 @@ def render_inputs(fields: list[InputField], values: Mapping[str, JsonValue]) -> 
             value = field.default
         if value is None and field.required:
             problems.append(_problem(field, "This input is required."))
+        elif value is not None and field.type in _ATTACHED:
+            problems.append(_problem(field, "Images, files and audio cannot be sent yet. Leave this input out."))
         elif value is not None:
             problems += [_problem(field, message) for message in _faults_of(field, value)]
         rendered[field.name] = "" if value is None else plain_text(value)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from services.gateway.documentation import document
 from services.gateway.problems import problem_response, unrouted
-from services.gateway.routes import executions, integrations, media, models, operation, resources
+from services.gateway.routes import budgets, executions, integrations, media, models, operation, resources
 from services.gateway.routing import Gateway
 
 
@@ -33,6 +33,7 @@ def create_app(gateway: Gateway, public_url: str) -> FastAPI:
         executions.preview,  # before /api/resources/{id}
         resources.router,
         resources.listings,
+        budgets.router,
         integrations.router,
         models.router,
         media.router,

@@ -39,6 +39,7 @@ TAGS = [
     {"name": "models", "description": "The catalog, and what a call would cost."},
     {"name": "resources", "description": "What you publish: a model, a prompt and a price."},
     {"name": "listings", "description": "What a buyer sees. No token needed."},
+    {"name": "budgets", "description": "How much of your own money runs may cost in a day."},
     {"name": "execution", "description": "Running resources, and following runs."},
     {"name": "media", "description": "Generated images, audio and files. No token needed."},
     {"name": "administration", "description": "For administrators."},

@@ -97,7 +97,7 @@ MODEL_DETAIL: dict[str, Any] = {
     "price_history": [{"since": "2024-07-18T00:00:00Z", "pricing": PRICING}],
 }
 
-MODEL_PAGE: dict[str, Any] = {"items": [MODEL], "total": 1, "next_cursor": None}
+MODEL_PAGE: dict[str, Any] = {"items": [MODEL], "total": 1, "next_cursor": None, "facets": None}
 
 ESTIMATE_REQUEST: dict[str, Any] = {
     "model_id": "openai/gpt-4o-mini",
@@ -131,6 +131,11 @@ SYNC_REPORT: dict[str, Any] = {
     "retired": [],
     "returned": [],
     "repriced": [],
+    "skipped": 0,
+    "forced": False,
+    "changes": [{"model_id": "openai/gpt-4o-mini", "name": "OpenAI: GPT-4o-mini", "change": "added", "fields": []}],
+    "changes_total": 1,
+    "curated_missing": [],
     "reason": None,
 }
 
@@ -153,6 +158,8 @@ DRAFT: dict[str, Any] = {
     },
     "inputs": [{"name": "topic", "type": "text", "required": True, "default": None, "max_length": 200}],
     "pricing": {"mode": "fixed", "price_usd": "0.01"},
+    "example_output": "Rain on the tin roof\nthe cat counts every droplet\nand loses the count",
+    "margin_rule": "warn",
 }
 
 COST_PLUS_DRAFT: dict[str, Any] = {
@@ -180,9 +187,23 @@ RESOURCE: dict[str, Any] = {
     "status": "draft",
     "model": MODEL,
     "badges": ["tools"],
-    "availability": {"available": True, "reason": None, "code": None, "replacement": None},
+    "availability": {
+        "available": True,
+        "reason": None,
+        "code": None,
+        "replacement": None,
+        "proposal": None,
+        "ends_on": None,
+    },
     "warnings": [],
     "input_schema": INPUT_SCHEMA,
+    "breakdown": {
+        "low": {"model_usd": "0.0000009", "markup_usd": "0.0099991", "price_usd": "0.01"},
+        "expected": {"model_usd": "0.0000609", "markup_usd": "0.0099391", "price_usd": "0.01"},
+        "ceiling": {"model_usd": "0.0002409", "markup_usd": "0.0097591", "price_usd": "0.01"},
+        "measured_runs": 0,
+    },
+    "notices": [],
     "created_at": "2026-11-23T09:31:00Z",
     "updated_at": "2026-11-23T09:31:00Z",
 }
@@ -198,16 +219,85 @@ LISTING: dict[str, Any] = {
     "inputs": DRAFT["inputs"],
     "input_schema": INPUT_SCHEMA,
     "output_modalities": ["text"],
+    "example_output": DRAFT["example_output"],
     "pricing_mode": "fixed",
     "price_usd": "0.01",
+    "min_price_usd": "0.01",
     "max_price_usd": "0.01",
     "badges": ["tools"],
     "available": True,
+    "unavailable_reason": None,
+    "available_until": None,
+    "measured": {"runs": 184, "success_rate": 0.9837, "median_ms": 910, "p95_ms": 2140, "mode": "live"},
     "version": 1,
     "updated_at": "2026-11-23T09:31:00Z",
 }
 
 LISTING_PAGE: dict[str, Any] = {"items": [LISTING], "total": 1, "next_cursor": None}
+
+VERSION_PAGE: dict[str, Any] = {
+    "items": [
+        {
+            "version": 2,
+            "created_at": "2026-11-23T09:40:00Z",
+            "changes": [{"path": "pricing.price_usd", "before": "0.01", "after": "0.02"}],
+        },
+        {"version": 1, "created_at": "2026-11-23T09:31:00Z", "changes": []},
+    ],
+    "total": 2,
+    "next_cursor": None,
+}
+
+FIGURES: dict[str, Any] = {
+    "runs": 12,
+    "own_runs": 2,
+    "test_runs": 0,
+    "succeeded": 10,
+    "failed": 1,
+    "canceled": 1,
+    "interrupted": 0,
+    "failures": {"timeout": 1},
+    "model_usd": "0.0003096",
+    "price_usd": "0.11",
+    "margin_usd": "0.1096904",
+    "cost_unknown_runs": 1,
+    "median_ms": 910,
+    "p95_ms": 2140,
+    "prompt_tokens": 144,
+    "completion_tokens": 480,
+}
+
+STATS: dict[str, Any] = {
+    "resource_id": RESOURCE_ID,
+    "since": "2026-10-25",
+    "until": "2026-11-23",
+    "total": FIGURES,
+    "days": [{**FIGURES, "day": "2026-11-23"}],
+}
+
+BUDGET_LIMITS: dict[str, Any] = {
+    "key_daily_usd": "5",
+    "caller_daily_usd": "0.5",
+    "resources": [{"resource_id": RESOURCE_ID, "daily_usd": "2"}],
+    "callers": [{"caller_kind": "service", "caller_id": "shop", "daily_usd": "3"}],
+}
+
+BUDGETS: dict[str, Any] = {
+    **BUDGET_LIMITS,
+    "day": "2026-11-23",
+    "today": [
+        {
+            "scope": "key",
+            "resource_id": None,
+            "caller_kind": None,
+            "caller_id": None,
+            "daily_usd": "5",
+            "spent_usd": "4.2",
+            "cost_unknown_runs": 0,
+            "reached_percent": 80,
+        }
+    ],
+}
 
 EXECUTE: dict[str, Any] = {"resource": "alice/haiku-maker", "input": {"topic": "rain"}, "max_price_usd": "0.01"}
 

@@ -18,6 +18,7 @@ import psutil
 
 from deploy.local.stack import Stack
 from tests.bench.load import Target, Timings, measure
+from tests.bench.search import measure_searches, write_catalog
 
 KEY = "sk-or-test-benchmark"
 TOKENS_PER_LONG_STREAM = 200
@@ -143,6 +144,9 @@ async def main() -> None:
         "gateway": {"LOG_LEVEL": "WARNING"},
     }
     with tempfile.TemporaryDirectory() as directory:
+        models = Path(directory) / "models.json"
+        write_catalog(models)
+        settings["sandbox"]["SANDBOX_CATALOG"] = str(models)
         stack = Stack(Path(directory), executors=args.executors, gateways=args.gateways, settings=settings)
         await stack.start()
         try:
@@ -153,6 +157,7 @@ async def main() -> None:
             )
             await _pairs(stack, token, args)
             await _cpu_per_token(stack, token)
+            await measure_searches(stack.gateway_url, token, calls=max(50, args.calls // 15))
         finally:
             await stack.stop()
 

@@ -120,9 +120,11 @@ async def answer(user: User, rpc: Rpc[object, object], with_: bytes = b'{"by": "
     assert await user.refusals() == []
 
 
-async def declare_streams(executor: User) -> None:
+async def declare_streams(owner: User) -> None:
     for stream in STREAMS:
-        await executor.nc.jetstream().add_stream(
+        if stream.owner != owner.name:
+            continue
+        await owner.nc.jetstream().add_stream(
             StreamConfig(name=stream.name, subjects=list(stream.subjects), storage=StorageType.MEMORY)
         )
 
@@ -251,12 +253,15 @@ async def test_who_reads_no_stream_cannot_ask_jetstream(sign_in: SignIn, name: s
 
 @pytest.mark.parametrize("name", ["gateway", "catalog"])
 async def test_readers_of_a_stream_cannot_change_it(sign_in: SignIn, name: Service) -> None:
-    await declare_streams(await sign_in("executor"))
+    for owner in {stream.owner for stream in STREAMS}:
+        await declare_streams(await sign_in(owner))
     user = await sign_in(name)
     for stream in STREAMS:
+        if stream.owner == name:
+            continue
         for verb in ("STREAM.CREATE", "STREAM.UPDATE", "STREAM.PURGE", "STREAM.DELETE", "STREAM.MSG.DELETE"):
             assert not await user.may_publish(f"$JS.API.{verb}.{stream.name}"), (verb, stream.name)
-    own = {stream.name for stream in STREAMS if name in stream.readers}
+    own = {stream.name for stream in STREAMS if name in (*stream.readers, stream.owner)}
     for stream in STREAMS:
         assert await user.may_publish(f"$JS.API.STREAM.INFO.{stream.name}") == (stream.name in own)
 

@@ -163,7 +163,7 @@ async def test_curated_models_exist_when_the_curated_are_listed(carol: Person) -
     page = await carol.get("/api/models", curated=True, limit=200)
     ids = {item["id"] for item in page["items"]}
     assert 20 <= len(ids) <= 30
-    assert ids == CURATED.keys() & RAW.keys()
+    assert ids == {curated.id for curated in CURATED} & RAW.keys()
     assert all(item["executable"] and item["curated_reason"] for item in page["items"])
 
 

@@ -12,14 +12,11 @@ import pytest_asyncio
 
 from contracts.catalog import (
     EstimateCost,
-    Listing,
-    ListingPage,
-    ListingRef,
     ListResources,
     ResourcePage,
-    SearchListings,
 )
 from contracts.errors import ErrorCode, ServiceError
+from contracts.listings import Listing, ListingPage, ListingRef, SearchListings
 from contracts.subjects import (
     LISTINGS_GET,
     LISTINGS_SEARCH,

@@ -12,11 +12,13 @@ import pytest_asyncio
 from nats.js.api import ObjectMeta, ObjectMetaOptions
 from pydantic import TypeAdapter
 
-from contracts import catalog, execution, keys
+from contracts import catalog, execution, keys, listings, market
 from contracts.base import Empty
 from contracts.errors import ErrorCode, ServiceError, invalid
 from contracts.media import PART_BYTES, StoredMedia, media_headers, part_count, part_name
 from contracts.subjects import (
+    BUDGETS_GET,
+    BUDGETS_SET,
     CATALOG_SYNC,
     CATALOG_SYNCS,
     KEYS_ACCESS_LIST,
@@ -37,9 +39,12 @@ from contracts.subjects import (
     RESOURCES_DELETE,
     RESOURCES_GET,
     RESOURCES_LIST,
+    RESOURCES_LISTING,
     RESOURCES_PAUSE,
     RESOURCES_PUBLISH,
+    RESOURCES_STATS,
     RESOURCES_UPDATE,
+    RESOURCES_VERSIONS,
     Rpc,
 )
 from deploy.local.credentials import Credentials
@@ -109,6 +114,11 @@ class Others:
             (RESOURCES_PUBLISH, examples.RESOURCE),
             (RESOURCES_PAUSE, examples.RESOURCE),
             (RESOURCES_DELETE, {}),
+            (RESOURCES_VERSIONS, examples.VERSION_PAGE),
+            (RESOURCES_STATS, examples.STATS),
+            (RESOURCES_LISTING, examples.LISTING),
+            (BUDGETS_GET, examples.BUDGETS),
+            (BUDGETS_SET, examples.BUDGETS),
             (LISTINGS_SEARCH, examples.LISTING_PAGE),
             (LISTINGS_GET, examples.LISTING),
         ):
@@ -151,6 +161,10 @@ ROUTES = [
     ("GET", f"/api/resources/{examples.RESOURCE_ID}"),
     ("PATCH", f"/api/resources/{examples.RESOURCE_ID}"),
     ("DELETE", f"/api/resources/{examples.RESOURCE_ID}"),
+    ("GET", f"/api/resources/{examples.RESOURCE_ID}/versions"),
+    ("GET", f"/api/resources/{examples.RESOURCE_ID}/stats"),
+    ("GET", "/api/budgets"),
+    ("PUT", "/api/budgets"),
     ("POST", f"/api/resources/{examples.RESOURCE_ID}/publish"),
     ("POST", f"/api/resources/{examples.RESOURCE_ID}/pause"),
     ("POST", "/api/resources/preview"),
@@ -340,6 +354,34 @@ async def test_model_ids_keep_their_odd_characters(client: httpx.AsyncClient, ot
     assert others.asked["catalog.models.get"].id == model
 
 
+async def test_an_administrator_may_insist_on_a_list_that_looks_wrong(
+    client: httpx.AsyncClient, others: Others
+) -> None:
+    root = bearer("root", admin=True)
+    await client.post("/api/catalog/sync", headers=root)
+    assert (others.asked["catalog.sync"].requested_by, others.asked["catalog.sync"].force) == ("root", False)
+    await client.post("/api/catalog/sync", params={"force": "true"}, headers=root)
+    assert others.asked["catalog.sync"].force is True
+
+
+async def test_facets_are_asked_for(client: httpx.AsyncClient, others: Others) -> None:
+    await client.get("/api/models", params={"facets": "true", "q": "x"})
+    assert others.asked["catalog.models.search"].facets is True
+    await client.get("/api/models")
+    assert others.asked["catalog.models.search"].facets is False
+
+
+async def test_estimate_says_who_asks_and_nobody_can_say_it_otherwise(
+    client: httpx.AsyncClient, others: Others
+) -> None:
+    body = {"model_id": "m/a", "resource_id": examples.RESOURCE_ID, "cached_tokens": 5, "cache_ttl": "1h"}
+    assert (await client.post("/api/models/estimate", json=body)).status_code == 200
+    asked = others.asked["catalog.models.estimate"]
+    assert (asked.owner, str(asked.resource_id), asked.cache_ttl) == ("bob", examples.RESOURCE_ID, "1h")
+    refused = await client.post("/api/models/estimate", json={**body, "owner": "carol"})
+    assert refused.status_code == 422
+
+
 async def test_estimate_passes_the_price_on(client: httpx.AsyncClient, others: Others) -> None:
     response = await client.post("/api/models/estimate", json=examples.ESTIMATE_REQUEST)
     assert response.json()["margin"]["expected_usd"] == "0.0099391"
@@ -366,6 +408,40 @@ async def test_resource_is_edited_by_what_is_sent(client: httpx.AsyncClient, oth
     asked = others.asked["catalog.resources.update"]
     assert (asked.owner, str(asked.id)) == ("bob", examples.RESOURCE_ID)
     assert asked.patch.model_dump(exclude_none=True, mode="json") == examples.PATCH
+
+
+async def test_a_resource_has_two_sides(client: httpx.AsyncClient, others: Others) -> None:
+    path = f"/api/resources/{examples.RESOURCE_ID}"
+    others.asked.clear()
+    seen = (await client.get(path, params={"as": "buyer"})).json()
+    assert listings.Listing.model_validate(seen) == listings.Listing.model_validate(examples.LISTING)
+    asked = others.asked["catalog.resources.listing"]
+    assert (asked.asking, str(asked.id)) == ("bob", examples.RESOURCE_ID)
+    assert "catalog.resources.get" not in others.asked, "what a buyer may not see is not even fetched"
+    assert "openrouter_config" in (await client.get(path, params={"as": "owner"})).json()
+    assert (await client.get(path, params={"as": "admin"})).status_code == 422
+
+
+async def test_versions_and_stats_are_asked_for_as_their_owner(client: httpx.AsyncClient, others: Others) -> None:
+    path = f"/api/resources/{examples.RESOURCE_ID}"
+    page = await client.get(f"{path}/versions", params={"limit": 5, "cursor": "abc"})
+    assert page.json() == examples.VERSION_PAGE
+    asked = others.asked["catalog.resources.versions"]
+    assert (asked.owner, str(asked.id), asked.limit, asked.cursor) == ("bob", examples.RESOURCE_ID, 5, "abc")
+    assert (await client.get(f"{path}/stats", params={"days": 7})).json() == examples.STATS
+    assert (others.asked["catalog.resources.stats"].owner, others.asked["catalog.resources.stats"].days) == ("bob", 7)
+    for days in ("0", "367", "x"):
+        assert (await client.get(f"{path}/stats", params={"days": days})).status_code == 422
+
+
+async def test_budgets_are_the_users_own(client: httpx.AsyncClient, others: Others) -> None:
+    assert (await client.get("/api/budgets")).json() == examples.BUDGETS
+    assert others.asked["catalog.budgets.get"].owner == "bob"
+    assert (await client.put("/api/budgets", json=examples.BUDGET_LIMITS)).json() == examples.BUDGETS
+    asked = others.asked["catalog.budgets.set"]
+    assert asked == market.SetBudgets(owner="bob", limits=market.BudgetLimits.model_validate(examples.BUDGET_LIMITS))
+    for wrong in ({"key_daily_usd": 0.5}, {"key_daily_usd": "-1"}, {"key_dayly_usd": "1"}, {"owner": "ann"}):
+        assert (await client.put("/api/budgets", json=wrong)).status_code == 422
 
 
 @pytest.mark.parametrize("body", [{}, {"name": None}, {"expected_version": 3}])
@@ -568,7 +644,11 @@ async def test_openapi_has_examples_that_keep_the_contracts(client: httpx.AsyncC
         (catalog.ResourceDraft, examples.COST_PLUS_DRAFT),
         (catalog.ResourcePatch, examples.PATCH),
         (catalog.ResourcePage, examples.RESOURCE_PAGE),
-        (catalog.ListingPage, examples.LISTING_PAGE),
+        (listings.ListingPage, examples.LISTING_PAGE),
+        (market.ResourceVersionPage, examples.VERSION_PAGE),
+        (market.ResourceStats, examples.STATS),
+        (market.BudgetLimits, examples.BUDGET_LIMITS),
+        (market.Budgets, examples.BUDGETS),
         (execution.ExecutionResult, examples.RESULT),
         (execution.ExecutionAccepted, examples.ACCEPTED),
         (execution.ExecutionPage, examples.EXECUTION_PAGE),

@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from contracts.catalog import Model
+from services.catalog.curated import recommend
 from services.catalog.models import CatalogModel, describe, parse_model, parse_models
 from tests.stack import shared_data
 
@@ -25,7 +26,8 @@ RAW = {
 }
 PARSED = parse_models(RAW.values(), TODAY)
 ROWS = PARSED.models
-MODELS = {model_id: describe(row, NOW) for model_id, row in ROWS.items()}
+RECOMMENDED = recommend(ROWS)
+MODELS = {model_id: describe(row, NOW, RECOMMENDED.reasons) for model_id, row in ROWS.items()}
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -51,4 +53,4 @@ def row(**changes: Any) -> CatalogModel:
 
 
 def model(**changes: Any) -> Model:
-    return describe(row(**changes), NOW)
+    return describe(row(**changes), NOW, {})

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.catalog import Estimate, EstimateCost, Model
+from contracts.catalog import Estimate, EstimateCost, Model, ResourceDraft
 from contracts.errors import ErrorCode, ServiceError
+from contracts.templates import render
 from services.catalog.estimates import estimate, price_of
+from services.catalog.sizes import CHAT_FRAME_TOKENS, MeasuredTokens, fill_from_resource, size_of_resource
 from tests.unit.catalog_parts import MODELS, RAW, model
 
 KNOWN = sorted(model_id for model_id, seen in MODELS.items() if seen.price_kind in {"fixed", "tiered", "free"})
@@ -53,7 +55,8 @@ def test_the_ceiling_of_text_is_the_bill_of_the_largest_call(
     model_id: str, prompt_tokens: int, max_tokens: int
 ) -> None:
     seen, result = MODELS[model_id], ask(MODELS[model_id], prompt_tokens=prompt_tokens, max_tokens=max_tokens)
-    if "audio" not in seen.output_modalities:
+    # What is written to a cache costs more than plain text with these, and speech more than text.
+    if "audio" not in seen.output_modalities and "input_cache_write" not in RAW[model_id]["pricing"]:
         assert result.max_completion_tokens is not None
         assert result.ceiling_usd == bill(RAW[model_id], prompt_tokens, result.max_completion_tokens)
 
@@ -213,3 +216,114 @@ def test_an_estimate_needs_a_prompt_or_its_size() -> None:
 def test_the_model_s_own_limit_holds_when_more_is_asked_for() -> None:
     assert ask(model(), prompt_tokens=1, max_tokens=1_000_000).max_completion_tokens == 4096
     assert ask(model(top_provider={}), prompt_tokens=1).max_completion_tokens == 8192
+
+
+CACHING = {"prompt": "4", "completion": "1", "input_cache_read": "1", "input_cache_write": "5"}
+
+
+def test_a_cache_makes_reading_cheap_and_writing_dear() -> None:
+    seen = model(pricing={**CACHING, "input_cache_write_1h": "8"}, context_length=100)
+    plain = ask(seen, prompt_tokens=10, max_tokens=1)
+    assert [plain.expected_usd, plain.ceiling_usd] == [41, 51], "a provider may write to its cache unasked"
+    reading = ask(seen, prompt_tokens=10, max_tokens=1, cached_tokens=6)
+    assert [reading.low_usd, reading.expected_usd, reading.ceiling_usd] == [23, 23, 51]
+    assert any("may have gone" in sentence for sentence in reading.assumptions)
+    writing = ask(seen, prompt_tokens=10, max_tokens=1, cache_ttl="5m")
+    assert [writing.expected_usd, writing.ceiling_usd] == [51, 51]
+    hour = ask(seen, prompt_tokens=10, max_tokens=1, cache_ttl="1h")
+    assert [hour.expected_usd, hour.ceiling_usd] == [81, 81]
+
+
+def test_the_recorded_models_that_cache_unasked_are_covered() -> None:
+    result = ask(MODELS["openai/gpt-5.6-terra"], prompt_tokens=1000, max_tokens=1)
+    assert result.ceiling_usd == 1000 * Decimal("0.00000125") + Decimal("0.000006")
+
+
+def test_sound_is_tokens_of_its_own_price() -> None:
+    seen = MODELS["google/gemini-3.5-flash"]
+    silent = ask(seen, prompt_tokens=10, max_tokens=10)
+    spoken = ask(seen, prompt_tokens=10, max_tokens=10, audio_in_s=60)
+    assert spoken.expected_usd is not None
+    assert silent.expected_usd is not None
+    assert spoken.ceiling_usd is not None
+    assert silent.ceiling_usd is not None
+    assert spoken.expected_usd - silent.expected_usd == 60 * 32 * Decimal("0.000003")
+    assert spoken.ceiling_usd - silent.ceiling_usd == 60 * 100 * Decimal("0.000003")
+    speaking = ask(MODELS["openai/gpt-audio"], prompt_tokens=0, max_tokens=1000, audio_out_s=10)
+    assert speaking.expected_usd == 500 * Decimal("0.00001") + 200 * Decimal("0.000064")
+    assert ask(model(), prompt_tokens=1, audio_out_s=1).ceiling_usd is None
+
+
+def test_what_runs_took_is_expected_of_the_next() -> None:
+    seen = model(pricing={**CACHING, "internal_reasoning": "3"}, context_length=1_000)
+    measured = MeasuredTokens(runs=4, prompt_tokens=400, completion_tokens=200, reasoning_tokens=80, cached_tokens=40)
+    request = EstimateCost(model_id=seen.id, prompt_tokens=300, max_tokens=100)
+    result = estimate(request, seen, measured=measured)
+    assert result.measured_runs == 4
+    assert (result.prompt_tokens, result.expected_completion_tokens) == (100, 50)
+    assert result.expected_usd == 90 * 4 + 10 * 1 + 30 * 1 + 20 * 3
+    assert result.ceiling_usd == 300 * 5 + 100 * 3, "the ceiling is a promise about the request, not about the past"
+    assert any("Measured over 4 runs" in sentence for sentence in result.assumptions)
+    runtime = estimate(request, MODELS["openrouter/auto"], measured=measured)
+    assert runtime.expected_usd is None
+
+
+def draft(**changes: Any) -> ResourceDraft:
+    config = {
+        "model_id": "maker/model",
+        "prompt_template": "Say {{what}}!",
+        "max_tokens": 50,
+        **changes.pop("config", {}),
+    }
+    return ResourceDraft.model_validate(
+        {
+            "resource_type": "openrouter_instant",
+            "name": "R",
+            "slug": "r",
+            "openrouter_config": config,
+            "inputs": [{"name": "what", "max_length": 10}],
+            "pricing": {"mode": "fixed", "price_usd": "0.5"},
+            **changes,
+        }
+    )
+
+
+def test_the_prompt_of_a_resource_is_bounded_by_the_limits_of_its_inputs() -> None:
+    seen = model(context_length=100_000)
+    size = size_of_resource(draft(config={"system_prompt": "Be {{what}} and {{what}}."}), seen)
+    # Two templates, the input three times with at most ten characters of four bytes.
+    assert size.most == CHAT_FRAME_TOKENS + len("Be  and .") + len("Say !") + 3 * 40
+    assert size.expected == 8 + 4
+    unlimited = draft(inputs=[{"name": "what"}])
+    assert size_of_resource(unlimited, seen).most == 100_000, "what nothing limits is limited by the context"
+    assert size_of_resource(unlimited, model(context_length=None, top_provider=None)).most is None
+    picture = draft(inputs=[{"name": "what", "max_length": 1}, {"name": "photo", "type": "image"}])
+    assert size_of_resource(picture, seen).images == 1
+    sound = draft(inputs=[{"name": "what", "max_length": 1}, {"name": "clip", "type": "audio"}])
+    assert size_of_resource(sound, seen).most == 100_000
+
+
+@given(st.text(max_size=10))
+def test_no_input_within_its_limit_makes_a_longer_prompt(what: str) -> None:
+    seen = model(context_length=100_000)
+    one = draft()
+    prompt = render(one.openrouter_config.prompt_template, {"what": what})
+    most = size_of_resource(one, seen).most
+    assert most is not None
+    assert len(prompt.encode("utf-8", "replace")) + CHAT_FRAME_TOKENS <= most
+
+
+def test_a_resource_fills_in_what_the_request_does_not_say() -> None:
+    one = draft(
+        config={"parameters": {"cache_control": {"type": "ephemeral", "ttl": "1h"}}, "modalities": ["text", "image"]}
+    )
+    filled = fill_from_resource(EstimateCost(model_id="maker/model"), one)
+    assert (filled.max_tokens, filled.cache_ttl, filled.images_out) == (50, "1h", 1)
+    assert filled.price == one.pricing
+    asked = EstimateCost.model_validate({"model_id": "maker/model", "max_tokens": 7, "price": "0.1", "cache_ttl": "5m"})
+    filled = fill_from_resource(asked, one)
+    assert (filled.max_tokens, filled.cache_ttl, filled.price) == (7, "5m", asked.price)
+
+
+def test_free_says_so() -> None:
+    assert any("free" in sentence for sentence in ask(MODELS["openai/gpt-oss-20b:free"], prompt="x").assumptions)

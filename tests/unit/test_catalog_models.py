@@ -1,15 +1,19 @@
 """Upstream's list as it really is: every trap of prices, variants, dates and holes, on the recorded catalogs."""
 
 import json
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from services.catalog.curated import CURATED
-from services.catalog.models import parse_model, parse_models
+from contracts.catalog import CuratedGap, ResourceDraft
+from contracts.errors import ErrorCode, ServiceError
+from services.catalog.curated import CURATED, recommend
+from services.catalog.models import CatalogModel, parse_model, parse_models
 from services.catalog.replacements import propose_replacement
+from services.catalog.resources import check_draft
 from tests.unit.catalog_parts import MODELS, NOW, PARSED, RAW, ROWS, TODAY, entry, model, row
 
 
@@ -67,6 +71,24 @@ def test_what_chat_cannot_run_is_not_executable() -> None:
     assert MODELS["typesafe/jev-router"].executable
 
 
+@pytest.mark.parametrize("model_id", sorted(model_id for model_id, seen in MODELS.items() if not seen.executable))
+def test_what_chat_cannot_run_is_refused_with_the_reason(model_id: str) -> None:
+    for config in ({"model_id": model_id}, {"model_id": "openai/gpt-4o-mini", "fallback_models": [model_id]}):
+        draft = ResourceDraft.model_validate(
+            {
+                "resource_type": "openrouter_instant",
+                "name": "R",
+                "slug": "r",
+                "openrouter_config": {"prompt_template": "Say something", **config},
+                "pricing": {"mode": "fixed", "price_usd": "1"},
+            }
+        )
+        with pytest.raises(ServiceError) as refused:
+            check_draft(draft, MODELS)
+        assert refused.value.code is ErrorCode.INVALID
+        assert str(MODELS[model_id].not_executable_reason) in refused.value.body.fields[0].message
+
+
 def test_image_only_output_is_not_executable() -> None:
     seen = model(architecture={"input_modalities": ["text"], "output_modalities": ["image"]})
     assert not seen.executable
@@ -102,8 +124,65 @@ def test_aliases_name_their_target_and_belong_to_its_provider() -> None:
 
 def test_curated_models_are_real_and_few() -> None:
     assert 20 <= len(CURATED) <= 30
-    assert set(CURATED) <= set(RAW)
-    assert all(MODELS[model_id].executable and MODELS[model_id].curated_reason for model_id in CURATED)
+    assert len({curated.id for curated in CURATED}) == len(CURATED)
+    assert recommend(ROWS).missing == ()
+    for curated in CURATED:
+        seen = MODELS[curated.id]
+        assert seen.executable
+        assert seen.status == "available"
+        assert seen.price_kind in {"fixed", "tiered", "free"}
+        assert seen.curated_reason == curated.reason
+        assert "\n" not in curated.reason
+
+
+@pytest.mark.parametrize(
+    ("purpose", "holds"),
+    [
+        ("text", lambda m: "text" in m.output_modalities),
+        ("cheap", lambda m: Decimal(m.pricing.prompt) <= Decimal("0.0000002")),
+        ("vision", lambda m: "vision" in m.badges),
+        ("reasoning", lambda m: "reasoning" in m.badges),
+        ("code", lambda m: "tools" in m.badges and "structured_output" in m.badges),
+        ("image", lambda m: "image_out" in m.badges),
+        ("audio", lambda m: {"audio_in", "audio_out"} <= set(m.badges)),
+        ("long_context", lambda m: "long_context" in m.badges),
+    ],
+)
+def test_what_is_recommended_for_a_purpose_can_do_it(purpose: str, holds: Any) -> None:
+    chosen = [curated.id for curated in CURATED if purpose in curated.purposes]
+    assert len(chosen) >= 2
+    assert [model_id for model_id in chosen if not holds(MODELS[model_id])] == []
+
+
+def retired(model_id: str) -> CatalogModel:
+    return replace(ROWS[model_id], status="retired")
+
+
+def test_a_recommended_model_that_vanishes_is_reported_and_its_successor_recommended() -> None:
+    gone = "~openai/gpt-mini-latest"
+    rows = {**ROWS, gone: retired(gone)}
+    today = recommend(rows)
+    assert today.missing == (CuratedGap(id=gone, replaced_by="openai/gpt-5.4-mini"),)
+    assert gone not in today.reasons
+    own_reason = next(curated.reason for curated in CURATED if curated.id == "openai/gpt-5.4-mini")
+    assert today.reasons["openai/gpt-5.4-mini"] == own_reason, "it was on the list already, for its own reason"
+    rows["openai/gpt-5.4-mini"] = retired("openai/gpt-5.4-mini")
+    newer = row(
+        id="openai/gpt-5.9-mini",
+        created=1_789_000_000,
+        architecture={"input_modalities": ["text", "image", "file"], "output_modalities": ["text"]},
+    )
+    today = recommend({**rows, newer.id: newer})
+    assert {gap.id: gap.replaced_by for gap in today.missing} == {gone: newer.id, "openai/gpt-5.4-mini": newer.id}
+    assert today.reasons[newer.id]
+
+
+def test_nothing_takes_the_place_of_a_recommended_model_without_a_successor() -> None:
+    gone = "mistralai/mistral-nemo"
+    today = recommend({**ROWS, gone: retired(gone)})
+    assert today.missing == (CuratedGap(id=gone, replaced_by=None),)
+    assert len(today.reasons) == len(CURATED) - 1
+    assert len(recommend({}).missing) == len(CURATED)
 
 
 def test_badges_of_a_model_that_can_do_everything() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from contracts.catalog import InputField, ResourceDraft, ResourcePatch
 from contracts.errors import ErrorCode, ServiceError
+from services.catalog.breakdown import breakdown, proposal
 from services.catalog.inputs import input_schema
 from services.catalog.resources import (
     apply_patch,
@@ -168,8 +169,9 @@ def test_a_retired_model_is_unavailable_and_its_successor_proposed() -> None:
     with pytest.raises(ServiceError) as refused:
         refuse_retired(gone)
     assert refused.value.code is ErrorCode.MODEL_UNAVAILABLE
-    found = availability_of(gone, "openai/gpt-5.4-mini")
-    assert (found.available, found.replacement) == (False, "openai/gpt-5.4-mini")
+    other = proposal(draft(), gone, MODELS["openai/gpt-5.4-mini"], None)
+    found = availability_of(gone, other)
+    assert (found.available, found.replacement, found.proposal) == (False, "openai/gpt-5.4-mini", other)
     assert "openai/gpt-5.4-mini" in (found.reason or "")
     assert availability_of(MODELS[CHAT], None).available
     assert shown_status("published", gone) == "unavailable"
@@ -184,15 +186,79 @@ def test_a_retired_fallback_is_invalid() -> None:
     assert refused.value.body.fields[0].path == "openrouter_config.fallback_models.0"
 
 
+def warnings(candidate: ResourceDraft, *model_ids: str) -> list[str]:
+    models = [MODELS[model_id] for model_id in model_ids]
+    return warnings_of(candidate, models, breakdown(candidate, models, None).expected)
+
+
 def test_warnings_say_what_upstream_would_drop_and_what_may_cost_more() -> None:
-    assert warnings_of(draft({"max_tokens": 10}), MODELS[CHAT]) == []
-    (dropped,) = warnings_of(draft({"max_tokens": 10, "parameters": {"top_k": 3}}), MODELS[CHAT])
+    assert warnings(draft({"max_tokens": 10}), CHAT) == []
+    (dropped,) = warnings(draft({"max_tokens": 10, "parameters": {"top_k": 3}}), CHAT)
     assert "top_k" in dropped
-    (temperature,) = warnings_of(draft({"max_tokens": 9, "temperature": 0.1}), MODELS["openai/o3-mini"])
+    (temperature,) = warnings(draft({"max_tokens": 9, "temperature": 0.1}), "openai/o3-mini")
     assert "temperature" in temperature
-    assert any("max_tokens" in warning for warning in warnings_of(draft(), MODELS[CHAT]))
-    assert any("when it runs" in warning for warning in warnings_of(draft(), MODELS["openrouter/auto"]))
-    assert any("2026-12-31" in warning for warning in warnings_of(draft(), MODELS["z-ai/glm-4.5"]))
+    assert any("max_tokens" in warning for warning in warnings(draft(), CHAT))
+    assert any("when it runs" in warning for warning in warnings(draft(), "openrouter/auto"))
+    assert any("2026-12-31" in warning for warning in warnings(draft(), "z-ai/glm-4.5"))
+    cheap = {"mode": "fixed", "price_usd": "0.000001"}
+    assert any("costs more" in warning for warning in warnings(draft({"max_tokens": 900}, pricing=cheap), CHAT))
+
+
+def test_warnings_are_about_fallbacks_too() -> None:
+    config = {"max_tokens": 16_384, "temperature": 0.1, "fallback_models": ["openai/o3-mini"]}
+    (ignored,) = warnings(draft(config), CHAT, "openai/o3-mini")
+    assert "temperature" in ignored
+    short = MODELS["openai/gpt-4o"].model_copy(update={"max_completion_tokens": 100, "status": "retired"})
+    spoken = " ".join(
+        warnings_of(draft(config), [MODELS[CHAT], short], breakdown(draft(), [MODELS[CHAT]], None).expected)
+    )
+    assert "no longer offers openai/gpt-4o" in spoken
+    assert "at most 100 tokens" in spoken
+
+
+def photo(**changes: Any) -> dict[str, Any]:
+    return {"name": "photo", "type": "image", **changes}
+
+
+def test_pictures_files_and_sound_go_beside_the_prompt() -> None:
+    inputs = [
+        field(),
+        photo(max_bytes=5_000_000, accept=["image/png"]),
+        {"name": "paper", "type": "file", "required": False},
+    ]
+    check(draft(inputs=inputs))
+    schema = input_schema([InputField.model_validate(each) for each in inputs])
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["required"] == ["topic", "photo"]
+    assert schema["properties"]["photo"] == {  # type: ignore[index, call-overload]
+        "type": "string",
+        "format": "uri-reference",
+        "x-kind": "image",
+        "x-accept": ["image/png"],
+        "x-max-bytes": 5_000_000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"inputs": [field(), photo(default="x")]}, "inputs.1.default"),
+        ({"inputs": [field(), photo(max_length=3)]}, "inputs.1.max_length"),
+        ({"inputs": [field(), photo(choices=["a"])]}, "inputs.1.choices"),
+        ({"inputs": [field(), photo(accept=["audio/wav"])]}, "inputs.1.accept"),
+        ({"inputs": [field(), photo(max_bytes=10**9)]}, "inputs.1.max_bytes"),
+        ({"inputs": [field(max_bytes=10)]}, "inputs.0.max_bytes"),
+        ({"inputs": [field(accept=["image/png"])]}, "inputs.0.accept"),
+        ({"inputs": [field(), {"name": "song", "type": "audio"}]}, "inputs.1.type"),
+        (
+            {"config": {"prompt_template": "{{topic}} {{photo}}"}, "inputs": [field(), photo()]},
+            "openrouter_config.prompt_template",
+        ),
+        ({"config": {"fallback_models": ["openai/o3-mini"]}, "inputs": [field(), photo()]}, "inputs.1.type"),
+    ],
+)
+def test_an_attachment_that_cannot_be_is_refused(changes: dict[str, Any], path: str) -> None:
+    assert path in [problem.path for problem in refusal(draft(changes.pop("config", None), **changes)).body.fields]
 
 
 def test_only_what_is_published_is_known_to_strangers() -> None:

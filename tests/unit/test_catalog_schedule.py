@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.catalog.schedule import next_daily
+from services.catalog.schedule import latest_daily, next_daily
 
 
 def test_the_next_reading_is_at_three_utc() -> None:
@@ -19,3 +19,4 @@ def test_the_next_reading_is_at_three_utc() -> None:
 @given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 - given a zone
 def test_it_is_always_ahead_and_within_a_day(now: datetime) -> None:
     assert timedelta(0) < next_daily(now) - now <= timedelta(days=1)
+    assert timedelta(0) <= now - latest_daily(now) < timedelta(days=1)

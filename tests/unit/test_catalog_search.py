@@ -1,6 +1,8 @@
 """Searching models: filters, ranking, sorts, and cursors that neither lose nor repeat."""
 
 import base64
+import time
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -164,3 +166,128 @@ def test_the_longest_cursor_fits_its_field() -> None:
     long = [row(id="m/" + "x" * 197 + digit, pricing={"prompt": "0." + "1" * 57, "completion": "1"}) for digit in "12"]
     index = ModelIndex(long, NOW)
     assert len(ids(index, sort="price", limit=1)) == 2
+
+
+def test_exact_ids_come_first_then_names_then_the_popular() -> None:
+    rows = [
+        replace(row(id="m/spark", name="M: Other"), popularity_rank=9),
+        replace(row(id="n/x", name="N: m/spark"), popularity_rank=8),
+        replace(row(id="m/spark-mini", name="M: Spark Mini"), popularity_rank=7),
+        replace(row(id="o/good-spark", name="O: Good Spark"), popularity_rank=6),
+        replace(row(id="p/talks", name="P: Talks", description="Like m/spark."), popularity_rank=1),
+        replace(row(id="o/fine-spark", name="O: Fine Spark"), popularity_rank=5),
+    ]
+    assert ids(ModelIndex(rows, NOW), q="m/spark")[:3] == ["m/spark", "n/x", "m/spark-mini"]
+    assert ids(ModelIndex(rows, NOW), q="Spark") == [
+        *("m/spark", "m/spark-mini", "o/fine-spark", "o/good-spark", "n/x", "p/talks"),
+    ]
+
+
+def test_another_order_holds_whatever_matches_best() -> None:
+    prices = [Decimal(item.pricing.prompt) for item in walk(q="gpt", sort="price") if item.price_kind != "unknown"]
+    assert len(prices) > 50
+    assert prices == sorted(prices)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("antropic", "anthropic/"),
+        ("anthrpi", "anthropic/"),
+        ("clade", "anthropic/claude"),
+        ("opnai", "openai/"),
+        ("deepsek", "deepseek/"),
+        ("deepseke", "deepseek/"),
+        ("gemni", "google/gemini"),
+        ("perplexty", "perplexity/"),
+        ("qwn", "qwen/"),
+        ("gtp", "openai/gpt"),
+        ("grk", "x-ai/grok"),
+        ("lama 3.3 instruct", "meta-llama/llama-3.3"),
+        ("gpt4o", "openai/gpt-4o"),
+        ("claude sonnet4.5", "anthropic/claude-sonnet-4.5"),
+        ("claude-sonet-4.5", "anthropic/claude-sonnet-4.5"),
+        ("gtp-4o-mini", "openai/gpt-4o-mini"),
+        ("openai/gtp-4o-mini", "openai/gpt-4o-mini"),
+        ("ANTROPIC sonet", "anthropic/claude-sonnet"),
+    ],
+)
+def test_a_typing_mistake_is_forgiven(typed: str, meant: str) -> None:
+    assert ids(q=typed)[0].removeprefix("~").startswith(meant)
+
+
+@pytest.mark.parametrize("typed", ["zzzz", "gpt-9.7", "claude 99", "xy", "🦙", "%%%", "kubernetes"])
+def test_what_is_like_nothing_finds_nothing(typed: str) -> None:
+    assert ids(q=typed) == []
+
+
+def test_a_word_that_is_there_is_never_taken_for_another() -> None:
+    rows = [row(id="a/opal", name="A: Opal"), row(id="a/opel", name="A: Opel")]
+    assert ids(ModelIndex(rows, NOW), q="opal") == ["a/opal"]
+    assert set(ids(ModelIndex(rows, NOW), q="opul")) == {"a/opal", "a/opel"}
+
+
+QUERIES = st.fixed_dictionaries(
+    {"sort": st.sampled_from(SORTS)},
+    optional={
+        "q": st.sampled_from(["gpt", "claud", "antropic", "image model", ""]),
+        "provider": st.sampled_from(["openai", "Anthropic", "google", "nobody"]),
+        "input_modality": st.sampled_from(["image", "audio"]),
+        "output_modality": st.sampled_from(["image", "text"]),
+        "capability": st.sampled_from(["tools", "vision", "temperature", "free"]),
+        "max_prompt_price": st.sampled_from(["0", "0.000001", "0.00001"]),
+        "max_completion_price": st.sampled_from(["0.000002", "0.0001"]),
+        "min_context": st.sampled_from([0, 128_000, 1_000_000]),
+        "curated": st.booleans(),
+        "status": st.sampled_from(["available", "retiring", "retired"]),
+    },
+)
+FACETS = ("provider", "input_modality", "output_modality", "capability", "curated", "status")
+MIXED = ModelIndex([replace(item, status="retired") if n % 7 == 0 else item for n, item in enumerate(SOME)], NOW)
+
+
+@given(QUERIES)
+def test_every_filter_and_sort_goes_with_every_other(query: dict[str, Any]) -> None:
+    sort, filters = query.pop("sort"), query
+    one_by_one = [set(ids(MIXED, **{name: value})) for name, value in filters.items() if name not in {"q", "status"}]
+    hidden = {"status": filters["status"]} if "status" in filters else {}
+    # A search without a status hides what is retired, and so does each filter alone.
+    everything = {item_id for status in ("available", "retiring", "retired") for item_id in ids(MIXED, status=status)}
+    if hidden:
+        one_by_one = [
+            {i for s in ("available", "retiring", "retired") for i in ids(MIXED, status=s, **{name: value})}
+            for name, value in filters.items()
+            if name not in {"q", "status"}
+        ]
+    text = set(ids(MIXED, q=filters["q"], **hidden)) if "q" in filters else set(ids(MIXED, **hidden))
+    assert set(ids(MIXED, sort=sort, **filters)) == text.intersection(everything, *one_by_one)
+
+
+@given(QUERIES)
+def test_a_facet_says_what_its_filter_would_find(query: dict[str, Any]) -> None:
+    page = find(MIXED, facets=True, limit=1, **query)
+    assert page.facets is not None
+    assert page.total == find(MIXED, **query).total == sum(page.facets.price_kind.values())
+    for facet in FACETS:
+        counts: dict[str, int] = getattr(page.facets, facet)
+        assert list(counts.values()) == sorted(counts.values(), reverse=True)
+        for value, count in list(counts.items())[:4]:
+            assert find(MIXED, **{**query, facet: value}).total == count > 0
+    assert find(MIXED, **query).facets is None
+
+
+def test_ten_thousand_models_are_indexed_and_searched_quickly() -> None:
+    many = [
+        replace(item, id=f"{item.id}-{copy}", name=f"{item.name} {copy}")
+        for copy in range(25)
+        for item in ROWS.values()
+    ]
+    started = time.process_time()
+    index = ModelIndex(many[:10_000], NOW)
+    built = time.process_time()
+    assert find(index, q="antropic", facets=True, capability="tools").total > 100
+    assert len(index) == 10_000
+    assert built - started < 1
+    assert time.process_time() - built < 1
+    again = ModelIndex(many[:10_000], NOW, former=index)
+    assert all(again.entries[item.id] is index.entries[item.id] for item in many[:100]), "what did not change is shared"

@@ -188,6 +188,22 @@ def test_a_boolean_is_no_number_and_a_number_is_no_text() -> None:
     assert problems({"t": 1}, InputField(name="t")) == {"input.t": "Send text."}
 
 
+@pytest.mark.parametrize("kind", ["image", "file", "audio"])
+@pytest.mark.parametrize("value", ["data:image/png;base64,AAAA", {"url": "x"}, 7, True])
+def test_what_cannot_be_sent_yet_is_refused_and_may_be_left_out(kind: Any, value: Any) -> None:
+    optional = resource([TOPIC, InputField(name="attached", type=kind, required=False)])
+    assert build_request(optional, {"topic": "frogs"}, user="u").body["messages"]
+    with pytest.raises(ServiceError) as refused:
+        build_request(optional, {"topic": "frogs", "attached": value}, user="u")
+    (problem,) = refused.value.body.fields
+    assert (refused.value.code, problem.path) == (ErrorCode.INVALID, "input.attached")
+    assert "cannot be sent yet" in problem.message
+    required = resource([TOPIC, InputField(name="attached", type=kind)])
+    with pytest.raises(ServiceError) as missing:
+        build_request(required, {"topic": "frogs"}, user="u")
+    assert missing.value.body.fields[0].path == "input.attached"
+
+
 def test_an_input_beyond_a_mebibyte_is_refused_as_a_whole() -> None:
     found = problems({"t": "é" * 600_000}, InputField(name="t"))
     assert found == {"input": "The input is larger than 1 MiB. Send less."}

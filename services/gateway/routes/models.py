@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from contracts.catalog import (
     Estimate,
+    EstimateBody,
     EstimateCost,
     ListSyncs,
     ModelDetail,
@@ -38,7 +39,12 @@ router = APIRouter(route_class=SignedInRoute)
     tags=["models"],
 )
 async def search_models(request: Request, _user: SignedIn, query: Annotated[SearchModels, Query()]) -> Response:
-    """All filters must match. Prices are US dollars per token. Give `next_cursor` back as `cursor` for the next page."""
+    """All filters must match. Prices are US dollars per token. Give `next_cursor` back as `cursor` for the next page: pages
+    are of the list that the first one was of, also when the catalog changes meanwhile.
+
+    `q` forgives typing mistakes. With `sort=popular` the best match comes first: the exact id, then the name, and among
+    equals the most popular; with another sort that order holds. `facets=true` counts what each filter would find.
+    """
     return await forward(request, MODELS_SEARCH, query)
 
 
@@ -68,12 +74,16 @@ async def get_model(
 )
 async def estimate_cost(
     request: Request,
-    _user: SignedIn,
-    body: Annotated[EstimateCost, Body(openapi_examples={"haiku": {"value": examples.ESTIMATE_REQUEST}})],
+    user: SignedIn,
+    body: Annotated[EstimateBody, Body(openapi_examples={"haiku": {"value": examples.ESTIMATE_REQUEST}})],
 ) -> Response:
-    """Low, expected and ceiling in US dollars, what was assumed, and the margin at your `price`."""
+    """Low, expected and ceiling in US dollars, what was assumed, and the margin at your `price`.
+
+    With the `resource_id` of a resource of yours, its prompt and its limits are taken where you give none, and once it
+    has been run, what its runs took is what is expected of the next.
+    """
     await refuse_unknown_fields(request, body)
-    return await forward(request, MODELS_ESTIMATE, body)
+    return await forward(request, MODELS_ESTIMATE, EstimateCost.model_construct(**dict(body), owner=user.user))
 
 
 def _require_admin(user: Identity) -> None:
@@ -88,10 +98,18 @@ def _require_admin(user: Identity) -> None:
     summary="Sync the catalog now",
     tags=["administration"],
 )
-async def sync_catalog(request: Request, user: SignedIn) -> Response:
-    """Reads OpenRouter's list of models; the daily schedule runs the same. A list that looks wrong is refused."""
+async def sync_catalog(
+    request: Request,
+    user: SignedIn,
+    force: Annotated[bool, Query(description="Take the list although it looks wrong.")] = False,
+) -> Response:
+    """Reads OpenRouter's list of models; the daily schedule runs the same.
+
+    A list that looks wrong (fewer than half the models, prices gone or in another unit) is refused with the reason, and
+    the old catalog stays. Who has looked and knows better repeats it with `force=true`; an empty list is never taken.
+    """
     _require_admin(user)
-    return await forward(request, CATALOG_SYNC, SyncCatalog(requested_by=user.user))
+    return await forward(request, CATALOG_SYNC, SyncCatalog(requested_by=user.user, force=force))
 
 
 @router.get(
@@ -102,6 +120,6 @@ async def sync_catalog(request: Request, user: SignedIn) -> Response:
     tags=["administration"],
 )
 async def list_syncs(request: Request, user: SignedIn, query: Annotated[ListSyncs, Query()]) -> Response:
-    """What each sync added, retired and repriced, or why it was refused."""
+    """What each sync changed, model by model with its name, which recommended models were missing, or why it was refused."""
     _require_admin(user)
     return await forward(request, CATALOG_SYNCS, query)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import orjson
@@ -15,9 +15,6 @@ from starlette.responses import Response
 from contracts.base import Contract
 from contracts.catalog import (
     CreateResource,
-    Listing,
-    ListingPage,
-    ListingRef,
     ListResources,
     Resource,
     ResourceDraft,
@@ -25,11 +22,12 @@ from contracts.catalog import (
     ResourcePatch,
     ResourceRef,
     ResourceStatus,
-    SearchListings,
     UpdateResource,
 )
 from contracts.errors import ErrorCode, ServiceError
 from contracts.keys import OwnerRef
+from contracts.listings import Listing, ListingPage, ListingRef, SearchListings, ViewListing
+from contracts.market import GetStats, ListVersions, ResourceStats, ResourceVersionPage
 from contracts.subjects import (
     KEYS_STATUS,
     LISTINGS_GET,
@@ -38,9 +36,12 @@ from contracts.subjects import (
     RESOURCES_DELETE,
     RESOURCES_GET,
     RESOURCES_LIST,
+    RESOURCES_LISTING,
     RESOURCES_PAUSE,
     RESOURCES_PUBLISH,
+    RESOURCES_STATS,
     RESOURCES_UPDATE,
+    RESOURCES_VERSIONS,
     Rpc,
 )
 from services.gateway import examples
@@ -104,6 +105,13 @@ async def _what_the_key_lacks(bus: Bus, owner: str) -> dict[str, object] | None:
     return None
 
 
+class VersionQuery(Contract):
+    """Which versions to list."""
+
+    cursor: str | None = Field(default=None, max_length=500)
+    limit: int = Field(default=20, ge=1, le=100)
+
+
 @router.post(
     "",
     status_code=201,
@@ -146,14 +154,59 @@ async def list_resources(request: Request, user: SignedIn, query: Annotated[Reso
 
 @router.get(
     "/{id}",
-    response_model=Resource,
-    responses=answers(examples.RESOURCE, "The resource.", 401, 404, 422),
-    summary="See one of your resources",
+    response_model=Resource | Listing,
+    responses=answers(examples.RESOURCE, "The resource, or with `as=buyer` its listing.", 401, 403, 404, 422),
+    summary="See a resource",
 )
-async def get_resource(request: Request, user: SignedIn, resource_id: Annotated[UUID, Path(alias="id")]) -> Response:
-    """With its model, its availability today and the JSON Schema of its input."""
-    message = ResourceRef(owner=user.user, id=resource_id)
-    return await _forward_with_key(request, user.user, RESOURCES_GET, message)
+async def get_resource(
+    request: Request,
+    user: SignedIn,
+    resource_id: Annotated[UUID, Path(alias="id")],
+    audience: Annotated[Literal["owner", "buyer"], Query(alias="as")] = "owner",
+) -> Response:
+    """Yours: with its model, its availability today, what a run costs and brings, and what has happened to it.
+
+    `as=buyer` shows any published one as its listing does; your own also before it is published.
+    """
+    if audience == "buyer":
+        return await forward(request, RESOURCES_LISTING, ViewListing(asking=user.user, id=resource_id))
+    return await _forward_with_key(request, user.user, RESOURCES_GET, ResourceRef(owner=user.user, id=resource_id))
+
+
+@router.get(
+    "/{id}/versions",
+    response_model=ResourceVersionPage,
+    responses=answers(examples.VERSION_PAGE, "A page of versions, newest first.", 401, 403, 404, 422),
+    summary="See what was changed when",
+)
+async def list_versions(
+    request: Request,
+    user: SignedIn,
+    resource_id: Annotated[UUID, Path(alias="id")],
+    query: Annotated[VersionQuery, Query()],
+) -> Response:
+    """Every edit made a version; each lists the fields that differ from the one before. Runs name the version they ran."""
+    message = ListVersions(owner=user.user, id=resource_id, cursor=query.cursor, limit=query.limit)
+    return await forward(request, RESOURCES_VERSIONS, message)
+
+
+@router.get(
+    "/{id}/stats",
+    response_model=ResourceStats,
+    responses=answers(examples.STATS, "The figures.", 401, 403, 404, 422),
+    summary="See what its runs cost and brought",
+)
+async def get_stats(
+    request: Request,
+    user: SignedIn,
+    resource_id: Annotated[UUID, Path(alias="id")],
+    days: Annotated[int, Query(ge=1, le=366, description="Up to today, in UTC.")] = 30,
+) -> Response:
+    """By day and in all: runs, failures by code, model cost, price, margin, median and 95th percentile of the time taken.
+
+    A run counts a moment after it ended, and again, corrected, when its cost becomes known later.
+    """
+    return await forward(request, RESOURCES_STATS, GetStats(owner=user.user, id=resource_id, days=days))
 
 
 @router.patch(

@@ -1,0 +1,81 @@
+"""Puts together what an audience is shown of stored resources: fetches what the views need, for a whole page at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from contracts.catalog import Model, ResolvedResource, Resource, ResourceDraft
+from contracts.listings import Listing
+from contracts.market import Replacement
+from services.catalog import views
+from services.catalog.breakdown import proposal
+from services.catalog.index import LiveIndex
+from services.catalog.market_store import MarketStore
+from services.catalog.models import CatalogModel, describe
+from services.catalog.resources import named_models
+from services.catalog.runs_store import RunsStore
+from services.catalog.sizes import MeasuredTokens
+from services.catalog.store import Store, StoredResource
+
+_NOTICES_SHOWN = 10
+
+
+class Showing:
+    def __init__(self, *, store: Store, market: MarketStore, runs: RunsStore, index: LiveIndex) -> None:
+        self._store = store
+        self._market = market
+        self._runs = runs
+        self._index = index
+
+    def model(self, row: CatalogModel) -> Model:
+        return describe(row, datetime.now(UTC), self._index.current.recommendations.reasons)
+
+    async def models(self, drafts: Sequence[ResourceDraft]) -> Mapping[str, Model]:
+        """Those of the models that the drafts name that are in the catalog."""
+        ids = {model_id for draft in drafts for model_id in named_models(draft.openrouter_config)}
+        rows = await self._store.models_by_id([model_id for model_id in ids if "\0" not in model_id])
+        return {model_id: self.model(row) for model_id, row in rows.items()}
+
+    def proposal(self, stored: StoredResource, measured: MeasuredTokens | None) -> Replacement | None:
+        """What could take over from a model that is gone or going, and the difference that it would make."""
+        other = self._index.find(self._index.replacement_for(stored.model))
+        if other is None:
+            return None
+        return proposal(stored.draft, self.model(stored.model), self.model(other), measured)
+
+    async def resource(self, stored: StoredResource) -> Resource:
+        return (await self.resources([stored]))[0]
+
+    async def resources(self, page: Sequence[StoredResource]) -> list[Resource]:
+        """For their owner."""
+        ids = [stored.id for stored in page]
+        models = await self.models([stored.draft for stored in page])
+        measured = await self._store.measured_tokens(ids)
+        notices = await self._market.notices_of(ids, _NOTICES_SHOWN)
+        return [
+            views.resource_view(
+                stored,
+                [models[key] for key in named_models(stored.draft.openrouter_config) if key in models],
+                measured=measured.get(stored.id),
+                proposal=self.proposal(stored, measured.get(stored.id)),
+                notices=notices.get(stored.id, []),
+            )
+            for stored in page
+        ]
+
+    async def resolved(self, stored: StoredResource) -> ResolvedResource:
+        """For executors."""
+        limits = await self._runs.limits(stored.owner)
+        return views.resolved_view(stored, self.model(stored.model), self.proposal(stored, None), limits)
+
+    async def resolved_draft(self, owner: str, draft: ResourceDraft, model: Model) -> ResolvedResource:
+        return views.resolved_draft(owner, draft, model, await self._runs.limits(owner))
+
+    async def listing(self, stored: StoredResource) -> Listing:
+        return (await self.listings([stored]))[0]
+
+    async def listings(self, page: Sequence[StoredResource]) -> list[Listing]:
+        """For buyers."""
+        measured = await self._runs.measured([stored.id for stored in page])
+        return [views.listing_view(stored, self.model(stored.model), measured.get(stored.id)) for stored in page]
