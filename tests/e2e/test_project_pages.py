@@ -19,14 +19,17 @@ from pydantic_core import PydanticUndefined
 from contracts.catalog import MAX_INPUT_BYTES, MAX_TEMPLATE_CHARS, Timeouts
 from contracts.errors import ErrorCode
 from contracts.execution import MAX_RESULT_TEXT_BYTES
-from contracts.subjects import FRAMES_STREAM, JOBS_STREAM, RECEIPTS_STREAM, SERVICES
+from contracts.subjects import FRAMES_STREAM, JOBS_STREAM, NOTICES_STREAM, RECEIPTS_STREAM, SERVICES
 from deploy.local import settings as local_settings
 from deploy.local.stack import Stack
 from deploy.sandbox.modes import MODES
+from services.catalog.inputs import MAX_ATTACHMENT_BYTES
 from services.executor.media import MAX_MEDIA_BYTES
 from services.executor.retries import MAX_ATTEMPTS
 from services.gateway.problems import STATUSES
 from services.gateway.routing import MAX_BODY_BYTES
+from services.keys.guards.limits import MOST, WINDOW
+from services.keys.guards.oauth import LIFETIME
 from services.keys.handlers import LEASE_S
 from services.runtime.settings import ServiceSettings
 from tests.stack import ROOT
@@ -98,14 +101,20 @@ async def test_every_command_runs_as_it_stands(stack: Stack, tmp_path: Path) -> 
 
     assert [PROBLEM in text for text in printed] == [False] * (len(printed) - 1) + [True]
     assert '"path":"input.topik"' in printed[-1]
-    assert '"mode":"test"' in output_of("-X PUT")
+    assert '"mode":"test"' in output_of('"api_key"')
     assert output_of("/publish") == "published\n"
     assert '"cost":{"price_usd":"0.01"}' in output_of('"topic": "autumn"}}')
-    assert "openai/" in output_of("max_prompt_price")
+    counted, found = output_of("max_prompt_price").splitlines()[:2]
+    assert '"anthropic": ' in counted
+    assert found.startswith("openai/")
     assert '"ceiling_usd":"' in output_of("/api/models/estimate")
     assert '"status": "final"' in output_of('"cost_plus"')
     assert '"price_usd":"0.01"' in output_of("/api/listings")
     assert "haiku about" not in output_of("/api/listings").lower()
+    expected, total, today = output_of("/api/budgets").splitlines()
+    assert '"price_usd": "0.01"' in expected
+    assert '"margin_usd": ' in total
+    assert '"daily_usd": "5"' in today
     kinds = re.findall(r"^event: (\w+)$", output_of('"topic": "snow"'), re.MULTILINE)
     assert (kinds[0], kinds[-1], kinds.count("completed")) == ("started", "completed", 1)
     assert output_of("respond-async").startswith("succeeded\n")
@@ -117,6 +126,9 @@ async def test_every_command_runs_as_it_stands(stack: Stack, tmp_path: Path) -> 
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) > 3
     assert output_of("AGAIN=") == "the same run\n"
+    hint, accesses = output_of("/oauth/complete").splitlines()
+    assert hint.startswith("sk-or-")
+    assert '"action": "connect"' in accesses
     assert (tmp_path / "painted.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -131,10 +143,12 @@ def test_pages_speak_of_files_that_are_there(page: str) -> None:
     assert [name for name in named if not any(path.endswith(f"/{name}") for path in files)] == []
 
 
-def test_every_decision_has_its_four_parts() -> None:
-    decisions = re.split(r"^### \d+\. ", (ROOT / "DECISIONS.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    assert len(decisions) > 20
-    for decision in decisions:
+def test_every_decision_has_its_number_and_its_four_parts() -> None:
+    text = (ROOT / "DECISIONS.md").read_text(encoding="utf-8")
+    numbers = [int(number) for number in re.findall(r"^### (\d+)\. ", text, re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) == len(re.findall(r"^### ", text, re.MULTILINE)) > 20
+    for decision in re.split(r"^### \d+\. ", text, flags=re.MULTILINE)[1:]:
         parts = re.findall(r"\*\*(\w+)\.\*\*", decision)
         assert parts == ["Context", "Choice", "Rejected", "Consequence"], decision.splitlines()[0]
 
@@ -170,7 +184,7 @@ def test_the_variables_of_services_are_those_of_their_settings() -> None:
     expected: dict[tuple[str, str], str] = {}
     for service in SERVICES:
         for name, field in settings_of(service).model_fields.items():
-            default = "required" if field.default is PydanticUndefined else str(field.default).lower()
+            default = "required" if field.default is PydanticUndefined else str(field.default).lower() or "none"
             expected[service, name.upper()] = default
     stated: dict[tuple[str, str], str] = {}
     for name, services, default, _ in (row[:4] for row in rows("Variables of the services")):
@@ -247,5 +261,12 @@ def test_the_figures_of_the_limits_are_those_of_the_code() -> None:
     )
     assert kept["events of a run, to resume from"] == f"{FRAMES_STREAM.max_age_s // 60} minutes"
     assert kept["`finished` messages, for services that were away"] == f"{RECEIPTS_STREAM.max_age_s // day_s} days"
+    window_min = int(WINDOW.total_seconds()) // 60
+    most = ", ".join(str(MOST[kind]) for kind in ("guess", "connect", "verify", "oauth"))
+    counted = "keys that OpenRouter does not accept, connects, tests, authorizations begun"
+    assert limits[f"per owner in {window_min} minutes: {counted}"].startswith(f"{most};")
+    assert limits["an image, file or audio input, as declared"] == f"{MAX_ATTACHMENT_BYTES // mebibyte} MiB"
+    assert kept["an OAuth authorization that was begun"] == f"{int(LIFETIME.total_seconds()) // 60} minutes"
+    assert kept["notices to creators, on the bus"] == f"{NOTICES_STREAM.max_age_s // day_s} days"
     assert kept["submitted jobs that nobody has taken yet"] == f"{JOBS_STREAM.max_age_s // day_s} days"
     assert kept["a leased key in an executor"] == f"{LEASE_S} seconds"
