@@ -275,6 +275,7 @@ async def test_process_ends_with_zero_when_it_is_told_to(
         "NATS_PASSWORD": credentials.nats_password("keys"),
         "POSTGRES_URL": database.dsn("keys") if there else f"postgresql://{HOST}:{free_port()}/x",
         "MASTER_KEYS": credentials.master_keys,
+        "EXECUTOR_IDENTITIES": credentials.executor_identities,
         "METRICS_PORT": str(port),
     }
     child = Child(

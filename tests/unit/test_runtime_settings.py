@@ -50,6 +50,7 @@ def test_no_secret_is_shown_by_settings_or_by_errors_about_them(environment: pyt
     environment.setenv("POSTGRES_URL", f"postgresql://x:{PASSWORD}@127.0.0.1/x")
     environment.setenv("RESULT_KEYS", PASSWORD)
     environment.setenv("MEDIA_NAME_SECRET", PASSWORD)
+    environment.setenv("EXECUTOR_IDENTITY", PASSWORD)
     settings = ExecutorSettings()
     assert PASSWORD not in repr(settings)
     assert PASSWORD not in str(settings)
