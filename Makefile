@@ -28,10 +28,10 @@ token: $(INSTALLED) ## Print a token of the running stack: make token USER=alice
 	@$(BIN)/python -m deploy.local token $(if $(filter command line,$(origin USER)),--user $(USER)) $(if $(ADMIN),--admin)
 
 test: $(INSTALLED) ## Run all tests, on a real NATS, a real Postgres and real processes
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-fast: $(INSTALLED) ## Run the tests that need no servers
-	@$(BIN)/python -m pytest tests/unit tests/contract
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/unit tests/contract
 
 coverage-keys: $(INSTALLED) ## Show that every line that decides about a secret is run by a test
 	@$(BIN)/python -m coverage run -m pytest tests/integration/test_keys_*.py tests/unit/test_keys_*.py tests/unit/test_sealing.py

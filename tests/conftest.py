@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import pytest_asyncio
 
@@ -18,6 +19,12 @@ from deploy.local.ports import free_port
 from deploy.local.postgres import Postgres
 from deploy.local.stack import PUBLISHER, Stack
 from tests.stack import Database, clone_of
+
+# The machines that tests run on are busy: how long an example takes says nothing about the code.
+hypothesis.settings.register_profile(
+    "shared-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared-machine")
 
 StackFactory = Callable[..., AbstractAsyncContextManager[Stack]]
 NATS_USERS = (*SERVICES, PUBLISHER, "other", OBSERVER)
