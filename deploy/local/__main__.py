@@ -14,6 +14,7 @@ from typing import Any
 
 from deploy.local import custody, demo
 from deploy.local.credentials import load_credentials
+from deploy.local.parent import until_make_is_told_to_stop
 from deploy.local.process import ProcessError
 from deploy.local.settings import settings_from
 from deploy.local.stack import GATEWAY_PORT, Stack
@@ -75,6 +76,7 @@ async def _run(directory: Path) -> int:
         settings=settings_from(os.environ),
     )
     asked_to_stop = _stop_signals(stack)
+    listening = asyncio.create_task(_listen_to_make(asked_to_stop))
     print(f"starting; logs are in {directory}/logs", flush=True)
     starting = asyncio.create_task(stack.start())
     stop = asyncio.create_task(asked_to_stop.wait())
@@ -101,9 +103,15 @@ async def _run(directory: Path) -> int:
         await asyncio.gather(*pending, return_exceptions=True)
     finally:
         stop.cancel()
+        listening.cancel()
         await stack.stop()
     print(f"stopped; data stays in {directory}", flush=True)
     return 0
+
+
+async def _listen_to_make(asked: asyncio.Event) -> None:
+    await until_make_is_told_to_stop()
+    asked.set()
 
 
 def _stop_signals(stack: Stack) -> asyncio.Event:

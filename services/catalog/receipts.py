@@ -54,8 +54,11 @@ class Receipts:
             return  # no executor has declared the stream yet; the service begins this again in a moment
         try:
             while not self._health.stopping:
-                with contextlib.suppress(nats.errors.TimeoutError):
-                    await self.take(await subscription.fetch(_FETCH, timeout=_LOOK_AGAIN_S))
+                try:
+                    messages = await subscription.fetch(_FETCH, timeout=_LOOK_AGAIN_S)
+                except TimeoutError:  # the client's own kind of it, and sometimes the plain one
+                    continue
+                await self.take(messages)
         finally:
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()

@@ -95,9 +95,11 @@ class Jobs:
         )
         try:
             while not self._health.stopping:
-                with contextlib.suppress(nats.errors.TimeoutError):
+                try:
                     messages = await subscription.fetch(_FETCH, timeout=1)
-                    await asyncio.gather(*(self._accept(message) for message in messages))
+                except TimeoutError:  # the client's own kind of it, and sometimes the plain one
+                    continue
+                await asyncio.gather(*(self._accept(message) for message in messages))
         finally:
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
