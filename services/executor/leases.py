@@ -34,6 +34,14 @@ class Lease:
     expires_at: datetime
 
 
+@dataclass
+class _Request:
+    """A request for a lease under way; dropped when its answer may be of a former key."""
+
+    task: asyncio.Task[Lease]
+    dropped: bool = False
+
+
 class KeyLeases:
     """At most one lease, and one request for it, per owner at a time."""
 
@@ -42,21 +50,33 @@ class KeyLeases:
         self._identity = identity
         self._recipient = RecipientKey.generate(bus.instance)
         self._held: dict[str, Lease] = {}
-        self._asking: dict[str, asyncio.Task[Lease]] = {}
+        self._asking: dict[str, _Request] = {}
         self._doubted: dict[str, float] = {}
         self._verifying: set[asyncio.Task[None]] = set()
 
     async def get(self, owner: str) -> Lease:
         """The owner's key. Raises what the keys service raised, KEY_MISSING for one."""
+        return await self._get(owner, again=True)
+
+    async def _get(self, owner: str, *, again: bool) -> Lease:
         held = self._held.get(owner)
         if held is not None and held.expires_at - datetime.now(UTC) > _RENEW_BEFORE:
             return held
-        asking = self._asking.get(owner)
-        if asking is None:
-            asking = self._asking[owner] = asyncio.create_task(self._ask(owner))
-            asking.add_done_callback(lambda task: self._asked(owner, task))
-        # Whoever waits may give up without taking the answer away from the others.
-        return await asyncio.shield(asking)
+        request = self._asking.get(owner)
+        if request is None:
+            request = self._asking[owner] = _Request(asyncio.create_task(self._ask(owner)))
+            request.task.add_done_callback(lambda task: self._asked(owner, task))
+        try:
+            # Whoever waits may give up without taking the answer away from the others.
+            lease = await asyncio.shield(request.task)
+        except ServiceError:
+            if not (again and request.dropped):
+                raise
+        else:
+            if not (again and request.dropped):
+                return lease
+        # The key changed while it was asked for. Once: who replaces a key all the time gets runs with one of them.
+        return await self._get(owner, again=False)
 
     async def _ask(self, owner: str) -> Lease:
         request = self._identity.lease_request(owner, self._bus.instance, self._recipient.public_key, datetime.now(UTC))
@@ -74,7 +94,8 @@ class KeyLeases:
         return Lease(api_key, reply.mode, reply.version, reply.expires_at)
 
     def _asked(self, owner: str, task: asyncio.Task[Lease]) -> None:
-        if self._asking.get(owner) is task:
+        request = self._asking.get(owner)
+        if request is not None and request.task is task:
             del self._asking[owner]
             if not task.cancelled() and task.exception() is None:
                 self._held[owner] = task.result()
@@ -103,8 +124,14 @@ class KeyLeases:
     async def changed(self, event: KeysChanged) -> None:
         """Drop what is held, and what is being asked for: it may be the former key."""
         self._held.pop(event.owner, None)
-        self._asking.pop(event.owner, None)
+        self._drop_request(event.owner)
 
     async def forget(self) -> None:
         self._held.clear()
-        self._asking.clear()
+        for owner in list(self._asking):
+            self._drop_request(owner)
+
+    def _drop_request(self, owner: str) -> None:
+        request = self._asking.pop(owner, None)
+        if request is not None:
+            request.dropped = True

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -81,6 +82,50 @@ async def test_a_change_is_followed_at_once(around: Around) -> None:
         async with asyncio.timeout(1):
             while await held(around, "alice") != expected:  # noqa: ASYNC110 - an event is on its way over the bus
                 await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("former", [LIVE_KEY, None])
+async def test_runs_that_wait_while_the_key_changes_get_the_new_one(
+    around: Around, monkeypatch: pytest.MonkeyPatch, former: str | None
+) -> None:
+    if former is not None:
+        await around.parties.connect("alice", former)
+        await until(lambda: not around.parties.changes.empty())
+        await around.bus.nc.flush()
+    heard, go_on, answers = asyncio.Event(), asyncio.Event(), 0
+    call = around.bus.call
+
+    async def late(*arguments: Any) -> Any:
+        nonlocal answers
+        try:
+            return await call(*arguments)
+        finally:
+            answers += 1
+            heard.set()
+            await go_on.wait()
+
+    monkeypatch.setattr(around.bus, "call", late)
+    waiting = [asyncio.create_task(held(around, "alice")) for _ in range(3)]
+    await heard.wait()
+    request = around.leases._asking["alice"]
+    await around.parties.connect("alice", OTHER_KEY)
+    await until(lambda: request.dropped)
+    go_on.set()
+    assert await asyncio.gather(*waiting) == [OTHER_KEY] * 3
+    assert answers == 2
+
+
+async def test_a_lease_that_was_asked_for_before_a_reconnect_is_asked_for_again(
+    around: Around,
+) -> None:
+    await around.parties.connect("alice", LIVE_KEY)
+    await until(lambda: not around.parties.changes.empty())
+    await around.bus.nc.flush()
+    waiting = asyncio.create_task(around.leases.get("alice"))
+    await asyncio.sleep(0)  # it has begun to ask
+    request = around.leases._asking["alice"]
+    await around.leases.forget()
+    assert await waiting is not await request.task
 
 
 async def test_a_refused_run_has_the_key_asked_about_and_the_lease_dropped(around: Around, database: Database) -> None:
