@@ -108,7 +108,7 @@ def read_credits(body: bytes) -> Decimal | None:
 
 
 def is_spend_limit(body: bytes) -> bool:
-    """Whether a 403 is a spending limit: the documents of OpenRouter say 402 for it, and its answers 403."""
+    """Whether a 402 or 403 is a spending limit: the documents of OpenRouter say 402 for it, and its answers 403."""
     text = body[:20_000].lower()
     return any(words in text for words in _SPEND_LIMIT_WORDS)
 

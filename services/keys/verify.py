@@ -54,10 +54,10 @@ class Verifier:
                 return facts.model_copy(update={"credits_remaining": await self._credits(base, key)})
             case 401:
                 return Refusal.UNKNOWN_KEY
+            case 402 | 403 if is_spend_limit(response.content):
+                return Refusal.SPEND_LIMIT
             case 402:
                 return Refusal.NO_CREDITS
-            case 403 if is_spend_limit(response.content):
-                return Refusal.SPEND_LIMIT
             case 408 | 429:
                 raise _unreachable()
             case status if status >= 500:

@@ -213,10 +213,18 @@ async def test_exhausted_ends_by_itself_when_nothing_says_so_any_more(
     assert len(upstream.authorizations) == 3
 
 
-async def test_a_403_of_the_key_itself_is_its_spending_limit(parties: Parties, upstream: Upstream) -> None:
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (403, b'{"error": {"code": 403, "message": "Key limit exceeded (total limit)."}}'),
+        (402, b'{"error": {"code": 402, "message": "x", "metadata": {"limit_source": "openrouter_key_limit"}}}'),
+    ],
+)
+async def test_a_limit_of_the_key_itself_is_its_spending_limit(
+    parties: Parties, upstream: Upstream, status: int, body: bytes
+) -> None:
     await parties.connect("alice", LIVE_KEY)
-    upstream.status = 403
-    upstream.raw = b'{"error": {"code": 403, "message": "Key limit exceeded (total limit)."}}'
+    upstream.status, upstream.raw = status, body
     assert (await parties.verify("alice")).health == "exhausted"
     with pytest.raises(ServiceError, match="its own spending limit") as refused:
         await parties.connect("bob", OTHER_KEY)
