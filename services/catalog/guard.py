@@ -143,8 +143,11 @@ class Guard:
         await self._after(stored, acted)
 
     async def _act(self, change: ResourceChange, stored: StoredResource, loss: Finding, price_id: int) -> bool:
-        """Tell of a loss and pause if that is the rule, unless this change was acted upon already."""
-        caused = replace(loss, cause=margin_cause(stored.id, stored.version, price_id))
+        """Tell of a loss and pause if that is the rule, unless that, or more, was done about this change already."""
+        paused = margin_cause("paused_below_cost", stored.id, stored.version, price_id)
+        if await self._market.was_told(change.connection, stored.owner, paused):
+            return False
+        caused = replace(loss, cause=margin_cause(loss.kind, stored.id, stored.version, price_id))
         if not await self._tell(change, stored, caused):
             return False
         if loss.kind == "paused_below_cost":

@@ -125,6 +125,13 @@ class MarketStore:
         }
         return await insert_notice(connection, owner, resource_id, finding.kind, finding.cause, body)
 
+    async def was_told(self, connection: asyncpg.Connection, owner: str, cause: str) -> bool:
+        """Within the caller's transaction."""
+        told: bool = await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM catalog.notices WHERE owner = $1 AND cause = $2)", owner, cause
+        )
+        return told
+
     async def notices_of(self, resource_ids: Sequence[UUID], latest: int) -> dict[UUID, list[ResourceNotice]]:
         """The latest notices of each resource, newest first."""
         async with unavailable_when_down():

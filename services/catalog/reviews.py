@@ -1,8 +1,9 @@
 """What a creator is told when the models of a resource look different from when they were last looked at. Pure.
 
 Also the margin guard's reasons: a price upstream that went up over what the resource brings, or runs that cost more than
-they brought. A cause names the change that was acted upon (this version of the resource, at this price of the model), so
-that one change never has two consequences, whether a sync or the receipts show it first.
+they brought. A cause names the change that was acted upon (this version of the resource, at this price of the model) and
+what was done about it: each change warns at most once and pauses at most once, whether a sync or the receipts show it
+first, and warns no more after it has paused.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ class Losses:
     price_usd: Decimal
 
 
-def margin_cause(resource_id: UUID, version: int, price_id: int) -> str:
-    return f"margin:{resource_id}:v{version}:p{price_id}"
+def margin_cause(kind: NoticeKind, resource_id: UUID, version: int, price_id: int) -> str:
+    """`kind` is what is done about it: a warning given to a draft must not use up the pause of what is published since."""
+    return f"margin:{kind}:{resource_id}:v{version}:p{price_id}"
 
 
 def findings(

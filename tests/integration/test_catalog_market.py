@@ -263,6 +263,22 @@ async def test_who_only_wants_to_be_warned_is_only_warned(market: Market) -> Non
     assert (await market.parties.get(created)).status == "published"
 
 
+async def test_a_warning_to_a_draft_leaves_the_pause_for_when_it_is_published(market: Market) -> None:
+    created = await market.parties.create(margin_rule="pause")
+    await market.feed(receipt(created, cost_usd="0.02") for _ in range(4))
+    assert market.kinds() == ["below_cost"]
+    await market.parties.publish(created)
+    await market.feed([receipt(created, cost_usd="0.02")])
+    assert market.kinds() == ["below_cost", "paused_below_cost"]
+    assert (await market.parties.get(created)).status == "paused"
+    # What was still running when it was paused is no news, and publishing again stands.
+    await market.feed([receipt(created, cost_usd="0.02")])
+    await market.parties.publish(created)
+    await market.feed([receipt(created, cost_usd="0.02")])
+    assert market.kinds() == ["below_cost", "paused_below_cost"]
+    assert (await market.parties.get(created)).status == "published"
+
+
 async def test_one_dear_run_among_good_ones_is_no_loss(market: Market) -> None:
     created = await published(market, margin_rule="pause")
     await market.feed([receipt(created) for _ in range(5)] + [receipt(created, cost_usd="0.03")])

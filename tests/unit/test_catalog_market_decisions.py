@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.catalog import ModelPricing, ResourceDraft, ResourcePatch
-from contracts.market import BudgetLimits, Replacement, RunCost
+from contracts.market import BudgetLimits, NoticeKind, Replacement, RunCost
 from services.catalog.breakdown import breakdown, difference, loses, run_cost
 from services.catalog.budgets import Spent, for_resource, limit_problems, marks_reached, states
 from services.catalog.resources import apply_patch
@@ -299,9 +299,16 @@ def test_only_what_is_published_can_be_paused() -> None:
     assert kinds[0].cost == RunCost(model_usd=Decimal(1), markup_usd=Decimal("-0.75"), price_usd=Decimal("0.25"))
 
 
-def test_a_cause_is_a_version_at_a_price() -> None:
-    causes = {margin_cause(one, version, price) for one in (ONE, TWO) for version in (1, 2) for price in (1, 2)}
-    assert len(causes) == 8
+def test_a_cause_is_what_is_done_about_a_version_at_a_price() -> None:
+    kinds: tuple[NoticeKind, ...] = ("below_cost", "paused_below_cost")
+    causes = {
+        margin_cause(kind, one, version, price)
+        for kind in kinds
+        for one in (ONE, TWO)
+        for version in (1, 2)
+        for price in (1, 2)
+    }
+    assert len(causes) == 16
 
 
 def test_measured_tokens_make_the_difference_that_is_told() -> None:
