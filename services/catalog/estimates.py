@@ -81,8 +81,11 @@ def estimate(
 def _estimate(request: EstimateCost, model: Model, size: PromptSize, measured: MeasuredTokens | None) -> Estimate:
     assumptions = [size.source]
     most_completion = _completion_limit(request, model)
-    expected = _expected_tokens(request, size, most_completion) if measured is None else _measured_tokens(measured)
-    _say_about_the_answer(expected, most_completion, measured, assumptions)
+    expected = (
+        _expected_tokens(request, size, most_completion) if measured is None else _measured_tokens(request, measured)
+    )
+    answer = expected.completion if measured is None else measured.per_run(measured.completion_tokens)
+    _say_about_the_answer(expected, answer, most_completion, measured, assumptions)
     _say_about_content(request, size, measured, assumptions)
     costs = CostRange(low_usd=None, expected_usd=None, ceiling_usd=None)
     if (why := _unknowable(request, model)) is not None:
@@ -103,7 +106,7 @@ def _estimate(request: EstimateCost, model: Model, size: PromptSize, measured: M
         model_id=model.id,
         price_kind=model.price_kind,
         prompt_tokens=expected.text,
-        expected_completion_tokens=expected.completion,
+        expected_completion_tokens=answer,
         max_completion_tokens=most_completion,
         measured_runs=0 if measured is None else measured.runs,
         assumptions=assumptions,
@@ -157,14 +160,23 @@ def _expected_tokens(request: EstimateCost, size: PromptSize, most_completion: i
     )
 
 
-def _measured_tokens(measured: MeasuredTokens) -> _Tokens:
-    """Upstream counted everything that went in and came out, pictures and sound as well."""
+def _measured_tokens(request: EstimateCost, measured: MeasuredTokens) -> _Tokens:
+    """Upstream counted everything that went in and came out, pictures and sound as well.
+
+    What came out is told apart again by what the call makes, because pictures and speech have prices of their own.
+    """
     prompt, completion = measured.per_run(measured.prompt_tokens), measured.per_run(measured.completion_tokens)
+    pictures = min(request.images_out * IMAGE_OUT_EXPECTED, completion)
+    reasoning = min(measured.per_run(measured.reasoning_tokens), completion - pictures)
+    # A model that speaks says next to nothing beside it.
+    speech = completion - pictures - reasoning if request.audio_out_s else 0
     return _Tokens(
         text=prompt,
-        completion=completion,
+        completion=completion - pictures - speech,
         cached=min(measured.cached_tokens // measured.runs, prompt),
-        reasoning=min(measured.per_run(measured.reasoning_tokens), completion),
+        reasoning=reasoning,
+        images_out=pictures,
+        speech=speech,
     )
 
 
@@ -343,7 +355,7 @@ def _dear_cost(tokens: _Tokens, prompt_size: int, request: EstimateCost, model: 
 
 
 def _say_about_the_answer(
-    expected: _Tokens, most_completion: int | None, measured: MeasuredTokens | None, assumptions: list[str]
+    expected: _Tokens, answer: int, most_completion: int | None, measured: MeasuredTokens | None, assumptions: list[str]
 ) -> None:
     longest = (
         "nothing limits the longest, so set max_tokens for a ceiling"
@@ -351,15 +363,16 @@ def _say_about_the_answer(
         else f"the longest {most_completion}"
     )
     if measured is None:
-        assumptions.append(
-            f"The expected answer has {expected.completion} tokens, {longest}; thinking counts as answer."
-        )
+        assumptions.append(f"The expected answer has {answer} tokens, {longest}; thinking counts as answer.")
         return
     runs = "1 run" if measured.runs == 1 else f"{measured.runs} runs"
     assumptions.append(
-        f"Measured over {runs} of this resource: {expected.text} tokens in and {expected.completion} out"
+        f"Measured over {runs} of this resource: {expected.text} tokens in and {answer} out"
         f" on average, {expected.cached} of them read from a cache, {expected.reasoning} spent on thinking; {longest}."
     )
+    for made, what in ((expected.images_out, "pictures"), (expected.speech, "speech")):
+        if made:
+            assumptions.append(f"Of what was measured, {made} tokens are taken for {what}.")
 
 
 def _say_about_content(

@@ -20,6 +20,7 @@ CHAT_FRAME_TOKENS = 100
 """Role markers and a model's own preamble, on top of the text, at most."""
 _MAX_BYTES_PER_CHAR = 4
 _LIKELY_TEXT_CHARS = 200
+_LIKELY_SPEECH_S = 10
 _LONGEST_NUMBER_CHARS = 330
 """What the largest double takes when it is written out."""
 
@@ -91,6 +92,7 @@ def fill_from_resource(request: EstimateCost, draft: ResourceDraft) -> EstimateC
     of_resource = {
         "max_tokens": config.max_tokens,
         "images_out": 1 if "image" in config.modalities else 0,
+        "audio_out_s": _LIKELY_SPEECH_S if "audio" in config.modalities else 0,
         "cache_ttl": None if caching is None else "1h" if kept_an_hour else "5m",
         "price": draft.pricing,
     }

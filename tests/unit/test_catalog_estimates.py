@@ -268,6 +268,34 @@ def test_what_runs_took_is_expected_of_the_next() -> None:
     assert runtime.expected_usd is None
 
 
+@pytest.mark.parametrize(
+    ("completion", "reasoning", "usd"),
+    [
+        (1290, 0, 1290 * Decimal("0.00003")),
+        (1000, 900, 1000 * Decimal("0.00003")),
+        (1790, 300, 1290 * Decimal("0.00003") + 500 * Decimal("0.0000025")),
+    ],
+)
+def test_measured_pictures_cost_what_pictures_cost(completion: int, reasoning: int, usd: Decimal) -> None:
+    seen = MODELS["google/gemini-2.5-flash-image"]
+    measured = MeasuredTokens(2, 0, 2 * completion, 2 * reasoning, 0)
+    request = EstimateCost(model_id=seen.id, prompt_tokens=0, images_out=1)
+    result = estimate(request, seen, measured=measured)
+    assert result.expected_usd == usd
+    assert result.expected_completion_tokens == completion
+    assert any(sentence.endswith("are taken for pictures.") for sentence in result.assumptions)
+
+
+def test_measured_speech_costs_what_speech_costs() -> None:
+    seen = MODELS["openai/gpt-audio"]
+    request = fill_from_resource(
+        EstimateCost(model_id=seen.id, prompt_tokens=0), draft(config={"modalities": ["text", "audio"]})
+    )
+    result = estimate(request, seen, measured=MeasuredTokens(1, 0, 400, 0, 0))
+    assert result.expected_usd == 400 * Decimal("0.000064")
+    assert estimate(request, seen).expected_usd == 25 * Decimal("0.00001") + 200 * Decimal("0.000064")
+
+
 def draft(**changes: Any) -> ResourceDraft:
     config = {
         "model_id": "maker/model",
