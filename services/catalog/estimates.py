@@ -116,13 +116,17 @@ def _estimate(request: EstimateCost, model: Model, size: PromptSize, measured: M
 
 
 def price_of(pricing: Pricing, cost: Decimal | None) -> Decimal | None:
-    """What a caller pays for a run that cost this much; None where the price depends on a cost that nobody knows."""
+    """What a caller pays for a run that cost this much; None where the price depends on a cost that nobody knows.
+
+    The executor's rule to the digit: what was typed is never rounded, so a bound stays the bound that callers were told.
+    """
     if not isinstance(pricing, CostPlusPrice):
         return pricing.price_usd
+    lowest = pricing.min_usd if pricing.min_usd is not None else Decimal(0)
     if cost is None:
-        return None
-    marked_up = cost * (1 + pricing.markup_percent / 100)
-    return round_price(min(max(marked_up, pricing.min_usd or Decimal(0)), pricing.max_usd))
+        return pricing.max_usd if lowest == pricing.max_usd else None
+    marked_up = round_price(cost * (1 + pricing.markup_percent / 100))
+    return min(max(marked_up, lowest), pricing.max_usd)
 
 
 def price_and_margin(pricing: Pricing, costs: CostRange) -> tuple[Decimal | None, CostRange]:

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.catalog import Estimate, EstimateCost, Model, ResourceDraft
+from contracts.catalog import CostPlusPrice, Estimate, EstimateCost, FixedPrice, Model, Pricing, ResourceDraft
 from contracts.errors import ErrorCode, ServiceError
 from contracts.templates import render
 from services.catalog.estimates import estimate, price_of
 from services.catalog.sizes import CHAT_FRAME_TOKENS, MeasuredTokens, fill_from_resource, size_of_resource
+from services.executor.pricing import price_of as charged_price
 from tests.unit.catalog_parts import MODELS, RAW, model
 
 KNOWN = sorted(model_id for model_id, seen in MODELS.items() if seen.price_kind in {"fixed", "tiered", "free"})
@@ -203,7 +204,31 @@ def test_a_cost_plus_price_stays_within_its_limits(cost: Decimal, markup: Decima
     assert price is not None
     assert minimum <= price <= 5
     assert price == round(price, 6)
-    assert price_of(parsed, None) is None
+    assert price_of(parsed, None) == (5 if minimum == 5 else None)
+
+
+@st.composite
+def cost_plus_prices(draw: st.DrawFn) -> CostPlusPrice:
+    """With bounds of more digits than a computed price has, and now and then with no room between them."""
+    highest = draw(st.decimals("0.000000001", "0.01", places=9))
+    lowest = draw(st.one_of(st.none(), st.just(highest), st.decimals(0, highest, places=9)))
+    return CostPlusPrice(
+        mode="cost_plus", markup_percent=draw(st.decimals(0, 500, places=5)), min_usd=lowest, max_usd=highest
+    )
+
+
+@given(
+    st.one_of(cost_plus_prices(), st.decimals(0, 1, places=9).map(lambda usd: FixedPrice(mode="fixed", price_usd=usd))),
+    st.one_of(st.none(), st.decimals(0, "0.02", places=12)),
+)
+def test_the_price_foretold_is_the_price_that_is_charged(pricing: Pricing, cost: Decimal | None) -> None:
+    assert price_of(pricing, cost) == charged_price(pricing, cost)
+
+
+def test_a_bound_is_not_rounded() -> None:
+    half = Decimal("0.0000005")
+    pricing = CostPlusPrice(mode="cost_plus", markup_percent=Decimal(0), min_usd=half, max_usd=half)
+    assert [price_of(pricing, cost) for cost in (None, Decimal(0), Decimal(1))] == [half] * 3
 
 
 def test_an_estimate_needs_a_prompt_or_its_size() -> None:
