@@ -103,7 +103,7 @@ class Ring:
         self._instance = instance
         self._read = self._state()
         self._refused: object = None
-        # kind: data_key (one per owner), key_pair (the service's own)
+        # kind: data_key (one per owner), key_pair (the service's own), verifier (one per authorization under way)
         self._old = Gauge(
             "x402jobs_keys_under_old_master_key",
             "What lies under another master key than the active one, by kind.",
@@ -129,7 +129,7 @@ class Ring:
     async def count(self) -> None:
         """Keep the metric of what a rotation has still to do."""
         while True:
-            old = {"data_key": 0, "key_pair": 0}
+            old = {"data_key": 0, "key_pair": 0, "verifier": 0}
             for uses in await self._store.master_key_uses():
                 if uses.master_key_id != self._keyring.active_id:
                     old[uses.kind] += uses.count

@@ -1,9 +1,9 @@
 """`python -m services.keys.rotate` puts everything that lies under an older master key under the active one, the first of the
 ring, while the service runs. What is done stays done: killed at any moment, it goes on where it was when started again.
 
-Only data keys and the service's own key pairs are locked anew; no provider key is opened. Nothing is put under a master key
-that some running instance lacks, so every instance has to hold the new ring first: one whose ring is a file has it within
-seconds, others need a restart. With `--awaited ID` this only waits until every instance holds that key; with `--in-use ID` it
+Only data keys, the service's own key pairs and the verifiers of authorizations under way are locked anew; no provider key is
+opened. Nothing is put under a master key that some running instance lacks, so every instance has to hold the new ring first:
+one whose ring is a file has it within seconds, others need a restart. With `--awaited ID` this only waits until every instance holds that key; with `--in-use ID` it
 only says whether a master key is still needed.
 """
 
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from contracts.errors import ServiceError
 from services.keys.envelope import EnvelopeError, rewrap
+from services.keys.guards.oauth import relock_verifiers
 from services.keys.recipient import rewrap_pair
 from services.keys.ring import FOLLOW_S, CustodySettings, DatabaseSettings, RingError
 from services.keys.store import Store
@@ -73,6 +74,7 @@ async def rotate(store: Store, keyring: Keyring, say: Say) -> Rotation:
         locked = rewrap_pair(pair, keyring)
         await store.rewrap_recipient(pair.key_id, locked.key_id, locked.blob)
         rotation.done += 1
+    rotation.done += await relock_verifiers(store, keyring)
     say(rotation.progress())
     return rotation
 

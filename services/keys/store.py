@@ -94,7 +94,7 @@ class Uses:
     """How many things of one kind lie under one master key."""
 
     master_key_id: str
-    kind: Literal["data_key", "key_pair"]
+    kind: Literal["data_key", "key_pair", "verifier"]
     count: int
 
 
@@ -330,6 +330,12 @@ class Store:
             )
         return [row["owner"] for row in rows]
 
+    async def authorizing_outside(self, master_key_id: str) -> list[str]:
+        """Owners with an authorization under way whose verifier is locked under another master key."""
+        async with unavailable_when_down():
+            rows = await self._pool.fetch("SELECT keys.authorizing_outside($1) AS owner", master_key_id)
+        return [row["owner"] for row in rows]
+
     async def logged_owners(self, after: str, limit: int) -> list[str]:
         """A page of owners who have an access log; begin with `after` empty."""
         async with unavailable_when_down():
@@ -341,6 +347,8 @@ class Store:
         async with unavailable_when_down():
             rows = await self._pool.fetch(
                 """SELECT master_key_id, 'data_key' AS kind, uses AS count FROM keys.data_keys_per_master_key()
+                   UNION ALL
+                   SELECT master_key_id, 'verifier', uses FROM keys.verifiers_per_master_key()
                    UNION ALL
                    SELECT master_key_id, 'key_pair', count(*) FROM keys.recipients GROUP BY master_key_id
                    ORDER BY master_key_id, kind"""

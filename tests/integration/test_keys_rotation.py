@@ -14,12 +14,16 @@ import pytest_asyncio
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from contracts.errors import ServiceError
+from contracts.keys import BeginOAuth, CompleteOAuth
 from deploy.local.credentials import Credentials, write_private
 from deploy.local.nats import Nats
 from services.keys import audit as audit_module
 from services.keys import ring as ring_module
 from services.keys import rotate as rotation_module
 from services.keys.envelope import EnvelopeError
+from services.keys.guards import oauth
+from services.keys.guards.limits import Limits
 from services.keys.main import build, settings_once
 from services.keys.recipient import Recipients, unlock_pair
 from services.keys.ring import CustodySettings, RingError, check_master_keys
@@ -276,6 +280,36 @@ def terminal(database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setenv("POSTGRES_URL", database.dsn("keys"))
     monkeypatch.setenv("MASTER_KEYS", f"{NEW},{OLD}")
     return Terminal(monkeypatch, capsys)
+
+
+async def test_rotation_takes_authorizations_under_way_along(
+    store: Store, superuser: asyncpg.Connection, terminal: Terminal
+) -> None:
+    def authorizations(keyring: Keyring) -> oauth.Authorizations:
+        return oauth.Authorizations(
+            store, keyring, Limits(store), auth_url="https://nowhere", base_url="http://127.0.0.1:1/api/v1",
+            allowed_origins=(),
+        )  # fmt: skip
+
+    former, new = authorizations(OLD_RING), authorizations(NEW_RING)
+    begun = await former.begin(BeginOAuth(owner="alice"))
+    for owner in ("bob", "carol"):
+        await former.begin(BeginOAuth(owner=owner))
+    await superuser.execute("UPDATE keys.oauth_attempts SET expires_at = now() WHERE owner = 'bob'")
+    await superuser.execute("UPDATE keys.oauth_attempts SET locked_verifier = 'x' WHERE owner = 'carol'")
+    assert await terminal.run(rotation_module.main, "--in-use", "k1") == (1, "k1 is in use: 2 × verifier\n")
+    with pytest.raises(RingError, match="need master key 'k1'"):
+        await rotate(store, NEW_RING, lambda _: None)
+    assert (await rotate(store, BOTH, lambda _: None)).done == 1
+    # The verifier opens: the exchange is tried.
+    with pytest.raises(ServiceError, match="OpenRouter cannot be reached"):
+        await new.complete(CompleteOAuth(owner="alice", state=begun.state, code="the-code"))
+    assert await terminal.run(rotation_module.main, "--in-use", "k1") == (1, "k1 is in use: 1 × verifier\n")
+    # What does not open is over within ten minutes.
+    await superuser.execute("UPDATE keys.oauth_attempts SET expires_at = now()")
+    assert (await terminal.run(rotation_module.main, "--in-use", "k1"))[0] == 0
+    for authorization in (former, new):
+        await authorization.close()
 
 
 async def test_rotate_command_says_how_far_it_is_and_what_may_be_dropped(

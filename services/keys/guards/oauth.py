@@ -146,6 +146,25 @@ class Authorizations:
                 raise _begin_again(ErrorCode.UPSTREAM, "OpenRouter gave no usable answer")
 
 
+async def relock_verifiers(store: Store, keyring: Keyring) -> int:
+    """Lock the verifiers of all authorizations under way under the active master key; how many.
+
+    One that does not open stays where it is, and ends with its authorization.
+    """
+    done = 0
+    for owner in await store.authorizing_outside(keyring.active_id):
+        async with store.rows_of(owner) as rows:
+            for state_hash, locked in await rows.verifiers_outside(keyring.active_id):
+                bound = _bound(owner, state_hash)
+                try:
+                    verifier = keyring.decrypt(locked.key_id, locked.blob, bound)
+                except (KeyError, ValueError):
+                    continue
+                await rows.relock_verifier(state_hash, keyring.encrypt(verifier, bound))
+                done += 1
+    return done
+
+
 def _key_in(body: bytes) -> SecretStr:
     try:
         return read_key(json.loads(body)["key"].encode())

@@ -83,3 +83,24 @@ class GuardRows:
             state_hash,
         )
         return None if row is None else Locked(row["master_key_id"], row["locked_verifier"])
+
+    async def verifiers_outside(self, master_key_id: str) -> list[tuple[bytes, Locked]]:
+        """State hash and verifier of the owner's authorizations under way that are locked under another master key."""
+        rows = await self._connection.fetch(
+            """SELECT state_hash, master_key_id, locked_verifier FROM keys.oauth_attempts
+               WHERE owner = $1 AND master_key_id <> $2 AND expires_at > now()""",
+            self._owner,
+            master_key_id,
+        )
+        return [(row["state_hash"], Locked(row["master_key_id"], row["locked_verifier"])) for row in rows]
+
+    async def relock_verifier(self, state_hash: bytes, verifier: Locked) -> None:
+        """Put the same verifier under another master key, unless it was used meanwhile."""
+        await self._connection.execute(
+            """UPDATE keys.oauth_attempts SET master_key_id = $3, locked_verifier = $4
+               WHERE owner = $1 AND state_hash = $2""",
+            self._owner,
+            state_hash,
+            verifier.key_id,
+            verifier.blob,
+        )
