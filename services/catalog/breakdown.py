@@ -13,7 +13,7 @@ from contracts.catalog import Estimate, EstimateCost, Model, ModelPricing, Resou
 from contracts.market import Breakdown, PriceDifference, Replacement, RunCost
 from services.catalog.estimates import estimate, price_of
 from services.catalog.prices import amount
-from services.catalog.sizes import MeasuredTokens, fill_from_resource, size_of_resource
+from services.catalog.sizes import MeasuredTokens, fill_from_resource, searches_the_web, size_of_resource
 
 
 def breakdown(draft: ResourceDraft, models: Sequence[Model], measured: MeasuredTokens | None) -> Breakdown:
@@ -62,7 +62,9 @@ def proposal(draft: ResourceDraft, gone: Model, other: Model, measured: Measured
 
 def _estimate(draft: ResourceDraft, model: Model, measured: MeasuredTokens | None) -> Estimate:
     request = fill_from_resource(EstimateCost(model_id=model.id), draft)
-    return estimate(request, model, size=size_of_resource(draft, model), measured=measured)
+    return estimate(
+        request, model, size=size_of_resource(draft, model), measured=measured, searching=searches_the_web(draft)
+    )
 
 
 def _token_price(pricing: ModelPricing, text: str) -> Decimal | None:

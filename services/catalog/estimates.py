@@ -68,18 +68,27 @@ class _Tokens:
 
 
 def estimate(
-    request: EstimateCost, model: Model, *, size: PromptSize | None = None, measured: MeasuredTokens | None = None
+    request: EstimateCost,
+    model: Model,
+    *,
+    size: PromptSize | None = None,
+    measured: MeasuredTokens | None = None,
+    searching: bool = False,
 ) -> Estimate:
-    """`size` is that of a resource's prompt, for a request without one; `measured` is what the resource's runs took.
+    """`size` is that of a resource's prompt, for a request without one; `measured` is what the resource's runs took;
+    `searching` is whether the resource lets its model search the web.
 
     Raises INVALID when neither the request nor `size` says how long the prompt is.
     """
     with localcontext(_EXACT):
-        return _estimate(request, model, size or size_of_request(request), measured)
+        return _estimate(request, model, size or size_of_request(request), measured, searching=searching)
 
 
-def _estimate(request: EstimateCost, model: Model, size: PromptSize, measured: MeasuredTokens | None) -> Estimate:
+def _estimate(
+    request: EstimateCost, model: Model, size: PromptSize, measured: MeasuredTokens | None, *, searching: bool
+) -> Estimate:
     assumptions = [size.source]
+    request, endless = _with_searches(request, model, assumptions, searching=searching)
     most_completion = _completion_limit(request, model)
     expected = (
         _expected_tokens(request, size, most_completion) if measured is None else _measured_tokens(request, measured)
@@ -91,7 +100,7 @@ def _estimate(request: EstimateCost, model: Model, size: PromptSize, measured: M
     if (why := _unknowable(request, model)) is not None:
         assumptions.append(why)
     else:
-        most = _most(request, model, size, most_completion, assumptions)
+        most = None if endless else _most(request, model, size, most_completion, assumptions)
         usual = _usual_cost(request, expected, model)
         costs = CostRange(
             low_usd=min(_low_cost(_low_tokens(request, size), request, model), usual),
@@ -139,6 +148,25 @@ def price_and_margin(pricing: Pricing, costs: CostRange) -> tuple[Decimal | None
     return price_of(pricing, costs.expected_usd), CostRange(
         low_usd=margin(costs.low_usd), expected_usd=margin(costs.expected_usd), ceiling_usd=margin(costs.ceiling_usd)
     )
+
+
+def _with_searches(
+    request: EstimateCost, model: Model, assumptions: list[str], *, searching: bool
+) -> tuple[EstimateCost, bool]:
+    """The request with the search that happens although it names none, and whether nothing limits how many there are."""
+    deep = "deep-research" in model.id
+    always = "web_search" in (model.pricing.model_extra or {}) and (deep or model.id.startswith("perplexity/"))
+    if request.web_searches or not (searching or always):
+        return request, False
+    # Models that search by themselves do so once per request, unless they are made to dig.
+    endless = searching or deep
+    assumptions.append(
+        "This call searches the web: one search is expected, and since nothing limits how many the model makes, there is no"
+        " ceiling; give web_searches for one."
+        if endless
+        else "This model searches the web once for every request."
+    )
+    return request.model_copy(update={"web_searches": 1}), endless
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------

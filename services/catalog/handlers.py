@@ -51,7 +51,7 @@ from services.catalog.resources import (
     refuse_retired,
 )
 from services.catalog.showing import Showing
-from services.catalog.sizes import fill_from_resource, size_of_resource
+from services.catalog.sizes import fill_from_resource, searches_the_web, size_of_resource
 from services.catalog.store import ResourceChange, Store, StoredResource
 from services.catalog.sync import CatalogSync
 from services.catalog.versions import changes_between
@@ -121,7 +121,8 @@ class Handlers:
         if request.prompt is None and request.prompt_tokens is None:
             size = size_of_resource(own.draft, model)
         measured = (await self._store.measured_tokens([own.id])).get(own.id)
-        return estimate(fill_from_resource(request, own.draft), model, size=size, measured=measured)
+        filled, searching = fill_from_resource(request, own.draft), searches_the_web(own.draft)
+        return estimate(filled, model, size=size, measured=measured, searching=searching)
 
     async def sync_catalog(self, request: SyncCatalog) -> SyncReport:
         return await self._sync.run(request.requested_by, force=request.force)

@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import JsonValue
+
 from contracts.catalog import MAX_INPUT_BYTES, EstimateCost, InputField, Model, ResourceDraft
 from contracts.errors import invalid
 from contracts.templates import find_variables, render
@@ -101,10 +103,25 @@ def fill_from_resource(request: EstimateCost, draft: ResourceDraft) -> EstimateC
     return request.model_copy(update=unsaid)
 
 
+def searches_the_web(draft: ResourceDraft) -> bool:
+    """Whether its parameters let the model search, by whichever of the ways that upstream knows."""
+    parameters = draft.openrouter_config.parameters
+    plugins, tools = (_objects(parameters.get(name)) for name in ("plugins", "tools"))
+    return (
+        parameters.get("web_search_options") is not None
+        or any(plugin.get("id") == "web" and plugin.get("enabled") is not False for plugin in plugins)
+        or any(str(tool.get("type")).removeprefix("openrouter:").startswith("web_search") for tool in tools)
+    )
+
+
 def likely_tokens(text: str) -> int:
     """Latin text has about four characters to a token; other scripts have about one."""
     plain_chars = sum(character.isascii() for character in text)
     return math.ceil(plain_chars / CHARS_PER_TOKEN) + len(text) - plain_chars
+
+
+def _objects(value: JsonValue) -> list[dict[str, JsonValue]]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _sample(field: InputField) -> str:

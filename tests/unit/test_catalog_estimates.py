@@ -10,12 +10,25 @@ from hypothesis import strategies as st
 from contracts.catalog import CostPlusPrice, Estimate, EstimateCost, FixedPrice, Model, Pricing, ResourceDraft
 from contracts.errors import ErrorCode, ServiceError
 from contracts.templates import render
+from services.catalog.breakdown import breakdown
 from services.catalog.estimates import estimate, price_of
-from services.catalog.sizes import CHAT_FRAME_TOKENS, MeasuredTokens, fill_from_resource, size_of_resource
+from services.catalog.sizes import (
+    CHAT_FRAME_TOKENS,
+    MeasuredTokens,
+    fill_from_resource,
+    searches_the_web,
+    size_of_resource,
+)
 from services.executor.pricing import price_of as charged_price
 from tests.unit.catalog_parts import MODELS, RAW, model
 
-KNOWN = sorted(model_id for model_id, seen in MODELS.items() if seen.price_kind in {"fixed", "tiered", "free"})
+# Those that search as often as they like have no ceiling; that is tested on its own.
+KNOWN = sorted(
+    model_id
+    for model_id, seen in MODELS.items()
+    if seen.price_kind in {"fixed", "tiered", "free"}
+    and not ("deep-research" in model_id and "web_search" in RAW[model_id]["pricing"])
+)
 
 
 def ask(seen: Model, **request: Any) -> Estimate:
@@ -56,8 +69,9 @@ def test_the_ceiling_of_text_is_the_bill_of_the_largest_call(
     model_id: str, prompt_tokens: int, max_tokens: int
 ) -> None:
     seen, result = MODELS[model_id], ask(MODELS[model_id], prompt_tokens=prompt_tokens, max_tokens=max_tokens)
-    # What is written to a cache costs more than plain text with these, and speech more than text.
-    if "audio" not in seen.output_modalities and "input_cache_write" not in RAW[model_id]["pricing"]:
+    # What is written to a cache costs more than plain text with these, speech more than text, and searches come on top.
+    plain = "audio" not in seen.output_modalities and not model_id.startswith("perplexity/")
+    if plain and "input_cache_write" not in RAW[model_id]["pricing"]:
         assert result.max_completion_tokens is not None
         assert result.ceiling_usd == bill(RAW[model_id], prompt_tokens, result.max_completion_tokens)
 
@@ -176,6 +190,43 @@ def test_web_searches_are_counted_and_fill_the_context_in_the_ceiling() -> None:
     assert result.expected_usd == plain + 3
     assert result.ceiling_usd == 3 + 5 + Decimal("0.001")
     assert ask(model(), prompt_tokens=10, web_searches=1).expected_usd is None
+
+
+def test_a_model_that_always_searches_is_billed_for_it() -> None:
+    result = ask(MODELS["perplexity/sonar"], prompt_tokens=1000, max_tokens=1000)
+    assert result.expected_usd == Decimal("0.005") + 1500 * Decimal("0.000001")
+    assert result.ceiling_usd == Decimal("0.005") + (127_072 + 1000) * Decimal("0.000001")
+    digging = ask(MODELS["perplexity/sonar-deep-research"], prompt_tokens=1000, max_tokens=1000)
+    assert digging.expected_usd is not None
+    assert digging.ceiling_usd is None
+    assert any("no ceiling" in sentence for sentence in digging.assumptions)
+    limited = ask(MODELS["perplexity/sonar-deep-research"], prompt_tokens=1000, max_tokens=1000, web_searches=9)
+    assert limited.ceiling_usd is not None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "searches"),
+    [
+        ({}, False),
+        ({"plugins": [{"id": "web", "max_results": 3}]}, True),
+        ({"plugins": [{"id": "web", "enabled": False}, {"id": "file-parser"}, "web"]}, False),
+        ({"plugins": "web", "tools": {"type": "web_search"}}, False),
+        ({"web_search_options": {}}, True),
+        ({"tools": [{"type": "function", "function": {"name": "web_search"}}]}, False),
+        ({"tools": [{"type": "openrouter:web_search"}]}, True),
+    ],
+)
+def test_a_resource_that_may_search_is_billed_for_it(parameters: dict[str, Any], searches: bool) -> None:
+    seen = model(pricing={"prompt": "0.001", "completion": "0.001", "web_search": "1"})
+    one = draft(config={"parameters": parameters})
+    assert searches_the_web(one) is searches
+    shown = breakdown(one, [seen], None)
+    plain = breakdown(draft(), [seen], None)
+    assert shown.expected.model_usd is not None
+    assert plain.expected.model_usd is not None
+    assert shown.expected.model_usd - plain.expected.model_usd == int(searches)
+    assert shown.ceiling.model_usd == (None if searches else plain.ceiling.model_usd)
+    assert breakdown(one, [model()], None).expected.model_usd is None or not searches
 
 
 def test_a_discount_lowers_the_low_figure_only() -> None:
