@@ -1,10 +1,10 @@
 """`python -m services.keys.rotate` puts everything that lies under an older master key under the active one, the first of the
 ring, while the service runs. What is done stays done: killed at any moment, it goes on where it was when started again.
 
-Only data keys, the service's own key pairs and the verifiers of authorizations under way are locked anew; no provider key is
-opened. Nothing is put under a master key that some running instance lacks, so every instance has to hold the new ring first:
-one whose ring is a file has it within seconds, others need a restart. With `--awaited ID` this only waits until every instance holds that key; with `--in-use ID` it
-only says whether a master key is still needed.
+Only data keys, the service's own key pairs and the verifiers of authorizations under way are locked anew; no provider key
+is opened. Nothing is put under a master key that some running instance lacks, so every instance has to hold the new ring
+first: one whose ring is a file has it within seconds, others need a restart. With `--awaited ID` this only waits until
+every instance holds that key; with `--in-use ID` it only says whether a master key is still needed.
 """
 
 from __future__ import annotations
