@@ -24,7 +24,7 @@ from contracts.catalog import (
 )
 from contracts.money import round_price
 from services.catalog.prices import amount
-from services.catalog.sizes import MeasuredTokens, PromptSize, size_of_request
+from services.catalog.sizes import MeasuredTokens, PromptSize, limits_answers, size_of_request
 
 EXPECTED_COMPLETION_TOKENS = 500
 
@@ -95,7 +95,7 @@ def _estimate(
     )
     answer = expected.completion if measured is None else measured.per_run(measured.completion_tokens)
     _say_about_the_answer(expected, answer, most_completion, measured, assumptions)
-    _say_about_content(request, size, measured, assumptions)
+    _say_about_content(request, model, size, measured, assumptions)
     costs = CostRange(low_usd=None, expected_usd=None, ceiling_usd=None)
     if (why := _unknowable(request, model)) is not None:
         assumptions.append(why)
@@ -174,7 +174,8 @@ def _with_searches(
 
 def _completion_limit(request: EstimateCost, model: Model) -> int | None:
     # Many models state a longest answer that is longer than their context.
-    limits = (request.max_tokens, model.max_completion_tokens, model.context_length)
+    asked = request.max_tokens if limits_answers(model) else None
+    limits = (asked, model.max_completion_tokens, model.context_length)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -408,8 +409,10 @@ def _say_about_the_answer(
 
 
 def _say_about_content(
-    request: EstimateCost, size: PromptSize, measured: MeasuredTokens | None, assumptions: list[str]
+    request: EstimateCost, model: Model, size: PromptSize, measured: MeasuredTokens | None, assumptions: list[str]
 ) -> None:
+    if request.max_tokens is not None and not limits_answers(model):
+        assumptions.append("This model takes no max_tokens: only its own longest answer limits it.")
     if request.images_in or size.images:
         assumptions.append(f"A picture is about {IMAGE_IN_EXPECTED} prompt tokens, at most {IMAGE_IN_MOST}.")
     if request.images_out:

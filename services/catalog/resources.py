@@ -22,6 +22,7 @@ from contracts.catalog import (
 from contracts.errors import ErrorCode, FieldProblem, ServiceError
 from contracts.market import Replacement, RunCost
 from services.catalog.inputs import ATTACHMENTS, input_problems
+from services.catalog.sizes import limits_answers
 from services.catalog.templates import template_problems
 
 if TYPE_CHECKING:
@@ -167,7 +168,9 @@ def _dropped(config: OpenRouterConfig, model: Model) -> Iterable[str]:
     named = [name for name in config.parameters if name not in _ALWAYS_SUPPORTED]
     if config.temperature is not None:
         named.append("temperature")
-    ignored = [name for name in named if name not in model.supported_parameters]
+    if config.max_tokens is not None and not limits_answers(model):
+        named.append("max_tokens")
+    ignored = [name for name in named if name == "max_tokens" or name not in model.supported_parameters]
     if ignored:
         yield f"{model.name} does not support {', '.join(sorted(ignored))}: OpenRouter leaves that out silently."
 

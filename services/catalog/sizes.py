@@ -103,6 +103,11 @@ def fill_from_resource(request: EstimateCost, draft: ResourceDraft) -> EstimateC
     return request.model_copy(update=unsaid)
 
 
+def limits_answers(model: Model) -> bool:
+    """Whether upstream passes a limit on the answer on to this model, under either of its names."""
+    return not {"max_tokens", "max_completion_tokens"}.isdisjoint(model.supported_parameters)
+
+
 def searches_the_web(draft: ResourceDraft) -> bool:
     """Whether its parameters let the model search, by whichever of the ways that upstream knows."""
     parameters = draft.openrouter_config.parameters

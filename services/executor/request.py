@@ -53,13 +53,19 @@ def build_request(resource: ResolvedResource, values: Mapping[str, JsonValue], *
     if config.temperature is not None:
         body["temperature"] = config.temperature
     if config.max_tokens is not None:
-        body["max_tokens"] = config.max_tokens
+        body[_name_of_limit(resource.model)] = config.max_tokens
     if config.modalities != ["text"]:
         body["modalities"] = [*config.modalities]
     if "audio" in config.modalities:
         body.setdefault("audio", {**_STREAMED_AUDIO})
     _guard_price(body, config, resource.model)
     return ModelRequest(config.model_id, body)
+
+
+def _name_of_limit(model: Model) -> str:
+    """Some models take the limit of an answer under its newer name only, and upstream drops a name that a model lacks."""
+    takes = model.supported_parameters
+    return "max_completion_tokens" if "max_completion_tokens" in takes and "max_tokens" not in takes else "max_tokens"
 
 
 def pseudonym(secret: bytes, caller: Caller) -> str:

@@ -294,6 +294,15 @@ def test_the_model_s_own_limit_holds_when_more_is_asked_for() -> None:
     assert ask(model(top_provider={}), prompt_tokens=1).max_completion_tokens == 8192
 
 
+def test_a_limit_that_a_model_does_not_take_limits_nothing() -> None:
+    deaf = model(supported_parameters=["temperature"])
+    result = ask(deaf, prompt_tokens=1, max_tokens=10)
+    assert result.max_completion_tokens == 4096
+    assert any("takes no max_tokens" in sentence for sentence in result.assumptions)
+    newer = model(supported_parameters=["max_completion_tokens"])
+    assert ask(newer, prompt_tokens=1, max_tokens=10).max_completion_tokens == 10
+
+
 CACHING = {"prompt": "4", "completion": "1", "input_cache_read": "1", "input_cache_write": "5"}
 
 

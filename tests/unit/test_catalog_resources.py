@@ -204,6 +204,13 @@ def test_warnings_say_what_upstream_would_drop_and_what_may_cost_more() -> None:
     assert any("costs more" in warning for warning in warnings(draft({"max_tokens": 900}, pricing=cheap), CHAT))
 
 
+def test_a_limit_that_a_model_does_not_take_is_warned_of() -> None:
+    (dropped,) = warnings(draft({"max_tokens": 10}), "openrouter/fusion")[:1]
+    assert "does not support max_tokens" in dropped
+    newer_name = warnings(draft({"max_tokens": 10}), "openai/gpt-5.2-codex")
+    assert not any("max_tokens" in warning for warning in newer_name)
+
+
 def test_warnings_are_about_fallbacks_too() -> None:
     config = {"max_tokens": 16_384, "temperature": 0.1, "fallback_models": ["openai/o3-mini"]}
     (ignored,) = warnings(draft(config), CHAT, "openai/o3-mini")

@@ -106,6 +106,21 @@ def test_system_prompt_settings_and_fallbacks_are_sent() -> None:
     assert (body["model"], body["models"]) == ("a/b", ["a/b", "c/d", "e/f"])
 
 
+@pytest.mark.parametrize(
+    ("takes", "name"),
+    [
+        (["max_tokens"], "max_tokens"),
+        (["max_completion_tokens"], "max_completion_tokens"),
+        (["max_completion_tokens", "max_tokens"], "max_tokens"),
+        ([], "max_tokens"),
+    ],
+)
+def test_the_limit_of_an_answer_has_the_name_that_the_model_takes(takes: list[str], name: str) -> None:
+    seen = model().model_copy(update={"supported_parameters": takes})
+    body = build_request(resource(of=seen, max_tokens=200), {"topic": "frogs"}, user="u").body
+    assert {key: value for key, value in body.items() if key.startswith("max_")} == {name: 200}
+
+
 def test_further_parameters_lie_under_ours_and_change_nothing_of_ours() -> None:
     parameters = {
         "top_p": 0.5,
