@@ -104,15 +104,17 @@ class Checks:
             return False
 
     async def _others_work(self, owner: str, doubted: StoredKey) -> bool | None:
-        """Whether upstream accepts a key of another owner at this moment; None where it says nothing about any."""
+        """Whether upstream accepts a key of another owner at this moment; None where there is no other key to ask about."""
         heard = None
         for other in await self._store.witnesses(doubted.mode, owner, _WITNESSES):
             async with self._store.rows_of(other) as rows:
                 before = await rows.key()
             if before is None:
                 continue
+            heard = False
             after: StoredKey | None = before
-            if before.asked_ago > _FRESH:
+            # One that upstream has never accepted says nothing by what was written down of it.
+            if before.asked_ago > _FRESH or before.verified_at is None:
                 try:
                     after = await self._ask(other, before)
                 except (ServiceError, EnvelopeError):
@@ -121,7 +123,6 @@ class Checks:
                     await self._say_if_changed(other, before.health, after)
             if after is not None and after.rejections == 0:
                 return True
-            heard = False
         return heard
 
     async def _reject(self, owner: str, suspect: StoredKey) -> StoredKey | None:

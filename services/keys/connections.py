@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import SecretStr
 
 from contracts.errors import ErrorCode, ServiceError
-from contracts.keys import AccessAction, KeysChanged
+from contracts.keys import AccessAction, Health, KeysChanged
 from contracts.subjects import KEYS_CHANGED
 from services.keys.envelope import hint_of, lock, mode_of
 from services.keys.facts import KeyFacts, Refusal
@@ -58,25 +58,32 @@ class Connections:
     async def connect_made(self, owner: str, key: SecretStr) -> StoredKey:
         """Store a key that upstream has just made for this owner.
 
-        It is good because of where it comes from: what upstream does not say of it yet is asked at the next check, instead
-        of losing a key that its owner would have to find and delete. Raises ServiceError KEY_REJECTED for a management key.
+        It is kept because of where it comes from, whatever upstream says of it yet: lost, it would be a key that its owner
+        has to find and delete. What upstream does not accept at once is asked about again within minutes, and is suspect
+        meanwhile. Raises ServiceError KEY_REJECTED for a management key.
         """
         try:
             facts = await self._verifier.ask(key)
         except ServiceError as error:
             if error.code not in {ErrorCode.UNAVAILABLE, ErrorCode.UPSTREAM}:
                 raise
-            facts = KeyFacts()
-        if facts is Refusal.MANAGEMENT_KEY:
-            raise _refused(facts)
-        return await self._store_key(owner, key, KeyFacts() if isinstance(facts, Refusal) else facts)
+            return await self._store_key(owner, key, KeyFacts(), "suspect")
+        match facts:
+            case Refusal.MANAGEMENT_KEY:
+                raise _refused(facts)
+            case Refusal.UNKNOWN_KEY:
+                return await self._store_key(owner, key, KeyFacts(), "suspect")
+            case Refusal.NO_CREDITS | Refusal.SPEND_LIMIT:
+                return await self._store_key(owner, key, KeyFacts(), "exhausted")
+            case KeyFacts():
+                return await self._store_key(owner, key, facts)
 
-    async def _store_key(self, owner: str, key: SecretStr, facts: KeyFacts) -> StoredKey:
+    async def _store_key(self, owner: str, key: SecretStr, facts: KeyFacts, health: Health | None = None) -> StoredKey:
         async with self._store.rows_of(owner) as rows:
             version = await rows.next_version()
             former = await rows.key()
             envelope = lock(key, owner, version, self._keyring)
-            stored = await rows.put(envelope, mode_of(key), hint_of(key), facts)
+            stored = await rows.put(envelope, mode_of(key), hint_of(key), facts, health)
             action: AccessAction = "connect" if former is None else "replace"
             await rows.log_access(action, "done", instance=self._bus.instance, version=version)
         change = KeysChanged(owner=owner, version=version, change="connected" if former is None else "replaced")

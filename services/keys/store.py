@@ -38,7 +38,8 @@ class StoredKey:
     health: Health
     facts: KeyFacts
     connected_at: datetime
-    verified_at: datetime
+    verified_at: datetime | None
+    """None until upstream has accepted it."""
     rejections: int
     first_refused_at: datetime | None
     refused_at: datetime | None
@@ -143,25 +144,28 @@ class OwnerRows(GuardRows):
         )
         return version
 
-    async def put(self, envelope: Envelope, mode: Mode, hint: str, facts: KeyFacts) -> StoredKey:
-        """Store a key that was verified just now, in place of a former one.
+    async def put(
+        self, envelope: Envelope, mode: Mode, hint: str, facts: KeyFacts, health: Health | None = None
+    ) -> StoredKey:
+        """Store a key in place of a former one. Its health follows from the facts unless given: `suspect` was not verified.
 
         In place, not by delete and insert: a lease that waits for this row then finds the new key instead of none.
         """
-        health = health_of(facts)
+        health = health or health_of(facts)
         row = await self._connection.fetchrow(
             f"""INSERT INTO keys.user_openrouter_integrations
                     (owner, version, mode, hint, master_key_id, wrapped_data_key, encrypted_key, health, next_check_at,
                      limit_usd, limit_remaining_usd, limit_reset, usage_usd, is_free_tier, expires_at,
-                     credits_remaining_usd)
-                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now() + $9::interval, $10, $11, $12, $13, $14, $15, $16)
+                     credits_remaining_usd, verified_at)
+                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, now() + $9::interval, $10, $11, $12, $13, $14, $15, $16,
+                        CASE WHEN $8 <> 'suspect' THEN now() END)
                 ON CONFLICT (owner) DO UPDATE SET
                     (version, mode, hint, master_key_id, wrapped_data_key, encrypted_key, health, next_check_at,
                      limit_usd, limit_remaining_usd, limit_reset, usage_usd, is_free_tier, expires_at,
                      credits_remaining_usd, rejections, first_refused_at, refused_at,
                      connected_at, verified_at, asked_at)
                   = ($2, $3, $4, $5, $6, $7, $8, now() + $9::interval, $10, $11, $12, $13, $14, $15, $16, 0, NULL, NULL,
-                     now(), now(), now())
+                     now(), EXCLUDED.verified_at, now())
                 RETURNING {_COLUMNS}""",
             self._owner,
             envelope.version,
@@ -362,7 +366,7 @@ class Store:
         return owner
 
     async def witnesses(self, mode: Mode, besides: str, limit: int) -> list[str]:
-        """Owners of other keys of this mode that worked lately."""
+        """Owners of other keys of this mode that are not believed dead, those that worked last first."""
         async with unavailable_when_down():
             rows = await self._pool.fetch("SELECT keys.witnesses($1, $2, $3) AS owner", mode, besides, limit)
         return [row["owner"] for row in rows]

@@ -109,6 +109,40 @@ async def test_no_key_is_dead_while_upstream_refuses_everybody(
         await until_health(parties, owner, "ok")
 
 
+async def test_a_key_is_not_alone_when_the_others_cannot_be_asked_about(
+    parties: Parties, upstream: Upstream, database: Database
+) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    await parties.connect("bob", OTHER_KEY)
+    upstream.dead.add(LIVE_KEY)
+    upstream.status = 503
+    for _ in range(5):
+        assert (await parties.verify("alice")).health == "suspect"
+        for owner in ("alice", "bob"):
+            await let_time_pass(database, owner, minutes=10)
+    upstream.status = 200
+    assert (await parties.verify("alice")).health == "rejected"
+
+
+async def test_a_key_is_not_alone_when_the_others_worked_days_ago(
+    parties: Parties, upstream: Upstream, database: Database
+) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    await parties.connect("bob", OTHER_KEY)
+    upstream.status = 401
+    connection = await asyncpg.connect(database.superuser)
+    try:
+        await connection.execute(
+            "UPDATE keys.user_openrouter_integrations SET verified_at = verified_at - interval '3 days'"
+        )
+    finally:
+        await connection.close()
+    for _ in range(5):
+        for owner in ("alice", "bob"):
+            assert (await parties.verify(owner)).health == "suspect"
+            await let_time_pass(database, owner, minutes=10)
+
+
 async def test_the_only_key_is_dead_after_a_quarter_of_an_hour(
     parties: Parties, upstream: Upstream, database: Database
 ) -> None:

@@ -27,7 +27,7 @@ from deploy.local.process import Child, inherited_environment
 from deploy.local.service import Sandbox
 from services.keys.guards import oauth
 from services.keys.guards.limits import MOST
-from tests.integration.keys_parts import Parties, keys_running, keys_settings, parties_around
+from tests.integration.keys_parts import LIVE_KEY, Parties, keys_running, keys_settings, let_time_pass, parties_around
 from tests.integration.test_keys_process import everything_stored, forms_of, keys_process, started
 from tests.stack import ROOT, Database
 
@@ -309,17 +309,41 @@ async def test_the_exchange_carries_the_verifier_of_the_challenge(
         assert parties.opened(await parties.lease("alice"), "alice") == MADE_KEY
 
 
-@pytest.mark.parametrize("key_status", [401, 402, 503])
+@pytest.mark.parametrize(("key_status", "health"), [(401, "suspect"), (402, "exhausted"), (503, "suspect")])
 async def test_a_key_that_was_made_is_kept_when_nothing_can_be_said_of_it_yet(
-    database: Database, nats_server: Nats, credentials: Credentials, key_status: int
+    database: Database, nats_server: Nats, credentials: Credentials, key_status: int, health: str
 ) -> None:
     async with exchanging(database, nats_server, credentials) as (answers, parties):
         answers.body, answers.key_status = b'{"key": "' + MADE_KEY.encode() + b'"}', key_status
         begun = await begin(parties, "alice")
         status = await complete(parties, "alice", begun.state, "the-code")
-        assert (status.connected, status.limit_usd) == (True, None)
+        assert (status.connected, status.limit_usd, status.health) == (True, None, health)
+        assert (status.verified_at is None) == (health == "suspect")
+        assert parties.opened(await parties.lease("alice"), "alice") == MADE_KEY
+        connection = await asyncpg.connect(database.superuser)
+        try:
+            wait = await connection.fetchval("SELECT next_check_at - now() FROM keys.user_openrouter_integrations")
+        finally:
+            await connection.close()
+        assert wait.total_seconds() < 20 * 60
         answers.key_status = 200
-        assert (await parties.verify("alice")).limit_usd == 2
+        known = await parties.verify("alice")
+        assert known.health == "ok"
+        assert known.limit_usd == 2
+        assert known.verified_at is not None
+
+
+async def test_a_key_that_was_never_accepted_is_no_witness_against_another(
+    database: Database, nats_server: Nats, credentials: Credentials
+) -> None:
+    async with exchanging(database, nats_server, credentials) as (answers, parties):
+        await parties.connect("alice", LIVE_KEY)
+        answers.body, answers.key_status = b'{"key": "' + MADE_KEY.encode() + b'"}', 401
+        await parties.verify("alice")
+        begun = await begin(parties, "bob")
+        await complete(parties, "bob", begun.state, "the-code")
+        await let_time_pass(database, "alice", minutes=2)
+        assert (await parties.verify("alice")).health == "suspect"
 
 
 async def test_a_silent_exchange_is_given_up(
