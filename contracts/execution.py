@@ -46,7 +46,11 @@ class ExecuteRequest(Contract):
     resource: str | None = Field(default=None, min_length=1, max_length=300, description="An id, or `owner/slug`.")
     input: dict[str, JsonValue] = Field(default={}, description="One value per declared input.")
     idempotency_key: str | None = Field(
-        default=None, min_length=1, max_length=200, description="The same key and body give the same run for 24 hours."
+        default=None,
+        min_length=1,
+        max_length=200,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="The same key and body give the same run for 24 hours.",
     )
     max_price_usd: Price | None = Field(
         default=None, description="Refuse with `conflict` when the price could be higher."

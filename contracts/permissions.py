@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -88,7 +89,12 @@ def subscribe_list(service: Service) -> list[str]:
 
 
 def publisher_lists(name: str) -> tuple[list[str], list[str]]:
-    """What one outside publisher may publish and subscribe to: its own subjects, frames and replies, nothing else."""
+    """What one outside publisher may publish and subscribe to: its own subjects, frames and replies, nothing else.
+
+    Raises ValueError for a name that could not be the viewer of a run.
+    """
+    if not re.fullmatch(r"[a-z0-9_-]{1,40}", name) or name in SERVICES or name == OBSERVER:
+        raise ValueError(f"{name!r} cannot be a publisher: up to 40 of a-z, 0-9, - and _, and no service's name")
     publish = [as_publisher(rpc.subject, name) for rpc in RPCS if PUBLISHER in rpc.callers]
     publish += [as_publisher(job.subject, name) for job in JOBS if PUBLISHER in job.publishers]
     subscribe = [

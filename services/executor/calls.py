@@ -53,6 +53,7 @@ class Run:
     stored: dict[RawMedia, OutputPart] = field(default_factory=dict)
     calling: asyncio.Task[Answer] | None = None
     stop_reason: StopReason | None = None
+    ending: bool = False
     first_output_s: float | None = None
     upstream_from_s: float | None = None
     upstream_until_s: float | None = None
@@ -98,9 +99,7 @@ class Calls:
             answer: Answer | None = None
             try:
                 answer = await self._attempt(run, attempt, end_at_s)
-                fault = answer.fault or (
-                    nothing_answered() if answer.empty and answer.finish_reason == "stop" else None
-                )
+                fault = answer.fault or nothing_answered(answer, number)
             except UpstreamFailed as failed:
                 fault = failed.fault
                 attempt.generation_id = attempt.generation_id or failed.generation_id
@@ -204,6 +203,16 @@ class Calls:
         attempt.settle(cost_usd, billed=fault.billed if fault is not None else "maybe")
 
 
-def nothing_answered() -> Fault:
-    """A `stop` without a single token happens on cold starts and is not billed; once more usually helps."""
-    return Fault(ErrorCode.UPSTREAM, "The model answered with nothing at all; try again.", retry=True, retry_after_s=0)
+def nothing_answered(answer: Answer, number: int) -> Fault | None:
+    """A `stop` without a single token happens on cold starts and is not billed: once more usually helps. One that was
+    billed (hidden thoughts, say), or of which we do not know, is not asked for again."""
+    if not answer.empty or answer.finish_reason != "stop":
+        return None
+    free = answer.cost_usd == 0 and not answer.usage.completion_tokens
+    return Fault(
+        ErrorCode.UPSTREAM,
+        "The model answered with nothing at all; try again.",
+        retry=free and number == 1,
+        retry_after_s=0 if free else None,
+        billed="maybe",
+    )

@@ -108,9 +108,9 @@ class Handlers:
             raise no_such_run()
         view_of(row, request.caller, self._results, None, whole=False)  # only its caller and its creator may
         was = await self._store.request_cancel(row.id)
-        if was == "queued":
-            await self._jobs.cancel_queued(row)
-        elif was == "running" and not self._runner.cancel(row.id):
+        if was == "queued" and await self._jobs.cancel_queued(row):
+            return await self.get(request)
+        if was is not None and not self._runner.cancel(row.id):
             await self._announce_cancel(row.id, Caller(kind=row.caller_kind, id=row.caller_id))
         for _ in range(round(_CANCEL_WAIT_S / _CANCEL_LOOK_S)):
             row = await self._row(request)

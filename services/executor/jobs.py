@@ -21,6 +21,7 @@ from contracts.execution import Caller, CallerReceipt, Execute, ExecuteRequest, 
 from contracts.subjects import JOBS_STREAM, publisher_of
 from services.executor.endings import EndStatus, ended_row, ending_of, finished_for, for_caller, result_of
 from services.executor.frames import Frames
+from services.executor.metrics import ExecutorMetrics
 from services.executor.preparation import Preparation
 from services.executor.results import Results
 from services.executor.runs import Runner, conflicting_request
@@ -49,6 +50,7 @@ class Jobs:
         preparation: Preparation,
         runner: Runner,
         results: Results,
+        metrics: ExecutorMetrics,
         health: Health,
         running_per_key: int,
         outgoing: asyncio.Event,
@@ -58,6 +60,7 @@ class Jobs:
         self._preparation = preparation
         self._runner = runner
         self._results = results
+        self._metrics = metrics
         self._health = health
         self._running_per_key = running_per_key
         self._outgoing = outgoing
@@ -114,6 +117,16 @@ class Jobs:
                 await message.nak(delay=_REDELIVER_AFTER_S)
                 return
             await self._refuse(publisher, message, error.body)
+        except Exception as error:
+            # One message that nobody foresaw must not stop the intake of all others.
+            log.exception("job_not_accepted", error=type(error).__name__)
+            if message.metadata.num_delivered < _MOST_DELIVERIES:
+                await message.nak(delay=_REDELIVER_AFTER_S)
+                return
+            failure = ServiceError(ErrorCode.INTERNAL, "Something went wrong on our side; the job was not accepted.")
+            await self._refuse(publisher, message, failure.body)
+        else:
+            self._metrics.jobs_accepted.inc()
         await message.ack()
 
     async def _refuse(self, publisher: str, message: Msg, error: ErrorBody) -> None:
@@ -162,6 +175,9 @@ class Jobs:
         execute, resource = self._results.open_job(row)
         try:
             prepared = replace(await self._preparation.resume(execute, resource, row.created_at), id=row.id)
+        except asyncio.CancelledError:
+            await self._store.put_back(row.id, row.lease_token)
+            raise
         except ServiceError as error:
             if error.code in _AWAY:
                 if await self._store.put_back(row.id, row.lease_token):
@@ -191,11 +207,13 @@ class Jobs:
                 await frames.send("completed", for_caller(result, ended.owner, ended.caller))
         self._outgoing.set()
 
-    async def cancel_queued(self, row: Execution) -> None:
-        """A queued run is made ours without a slot, and ended."""
+    async def cancel_queued(self, row: Execution) -> bool:
+        """A queued run is made ours without a slot, and ended; False when somebody else has just claimed it."""
         token = uuid4()
-        if await self._store.take_queued(row.id, executor=self._bus.instance, lease_token=token):
+        taken = await self._store.take_queued(row.id, executor=self._bus.instance, lease_token=token)
+        if taken:
             await self.end_unbegun(row, token, "canceled", None)
+        return taken
 
 
 def execute_as(publisher: str, request: ExecuteRequest, default_id: UUID) -> Execute:

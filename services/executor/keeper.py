@@ -20,7 +20,9 @@ log = structlog.get_logger()
 
 LEASE_S = 15.0
 RENEW_EVERY_S = 5.0
-_GIVE_UP_AFTER_S = 10.0
+_RENEW_TIMEOUT_S = 4.0
+_GIVE_UP_AFTER_S = 9.0
+_AFTER_ALL_FRAMES = 2**31 - 1  # how many frames a dead executor had sent is not known; its end comes after them
 _JANITOR_EVERY_S = 300.0
 
 
@@ -38,7 +40,9 @@ class Keeper:
             await asyncio.sleep(RENEW_EVERY_S)
             tokens = list(self._runner.runs)
             try:
-                held = await self._store.renew(tokens) if tokens else {}
+                # A database that hangs is as bad as one that refuses: whoever waits for it must notice in time.
+                async with asyncio.timeout(_RENEW_TIMEOUT_S):
+                    held = await self._store.renew(tokens) if tokens else {}
                 renewed_s = time.monotonic()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
                 log.warning("lease_not_renewed", error=type(error).__name__, runs=len(tokens))
@@ -70,7 +74,11 @@ class Keeper:
     async def _interrupt(self, row: Execution) -> None:
         assert row.lease_token is not None
         ended = ended_row(row, await self._store.attempts(row.id), "interrupted", interrupted(row.id))
-        ending = ending_of(ended, last_seq=None, result=None, keep=timedelta(0))
+        ending = ending_of(ended, last_seq=_AFTER_ALL_FRAMES, result=None, keep=timedelta(0))
         if await self._store.finish(row.id, row.lease_token, ending):
             self._metrics.executions.labels("interrupted", ErrorCode.UNAVAILABLE.value).inc()
+            unknown = sum(attempt.cost_status == "unknown" for attempt in ended.attempts)
+            if unknown:
+                self._metrics.cost_unknown.inc(unknown)
+                log.error("cost_unknown", execution_id=str(row.id), attempts=unknown)
             log.warning("run_reaped", execution_id=str(row.id), cost_status=ended.cost.status)

@@ -105,6 +105,7 @@ def build(settings: Settings) -> Service:
         preparation=preparation,
         runner=runner,
         results=results,
+        metrics=metrics,
         health=service.health,
         running_per_key=settings.running_per_key,
         outgoing=outgoing,

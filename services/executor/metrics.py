@@ -45,5 +45,7 @@ class ExecutorMetrics:
         self.outbox_pending = Gauge(
             "x402jobs_outbox_pending", "Committed messages that are not yet sent.", registry=registry
         )
-        self.jobs_queued = Counter("x402jobs_jobs_accepted", "Jobs taken from the inbox into rows.", registry=registry)
+        self.jobs_accepted = Counter(
+            "x402jobs_jobs_accepted", "Jobs taken from the inbox into rows.", registry=registry
+        )
         self.media_bytes = Counter("x402jobs_media_bytes", "Bytes of media stored.", registry=registry)

@@ -57,6 +57,7 @@ _NO_USAGE = Usage()
 
 _COMMIT_PATIENCE_S = 120.0
 _REMEMBER_CANCEL_S = 60.0
+_MOST_REMEMBERED = 10_000
 _SURELY_FITS_CHARS = 500_000
 
 
@@ -189,8 +190,11 @@ class Runner:
     def cancel_early(self, execution_id: UUID, caller: Caller) -> None:
         """The caller left before the run was admitted; should it be admitted here after all, it ends at once."""
         now = time.monotonic()
-        self._canceled_early = {key: until for key, until in self._canceled_early.items() if until > now}
-        self._canceled_early[execution_id, caller] = now + _REMEMBER_CANCEL_S
+        remembered = self._canceled_early
+        remembered[execution_id, caller] = now + _REMEMBER_CANCEL_S
+        # The oldest are in front: anybody may cancel ids that nobody has, and that must stay cheap.
+        while remembered and (len(remembered) > _MOST_REMEMBERED or next(iter(remembered.values())) < now):
+            del remembered[next(iter(remembered))]
 
     async def wait_until_idle(self) -> None:
         """For a shutdown: every run of this process has ended."""
@@ -201,7 +205,9 @@ class Runner:
     async def send_snapshots(self) -> None:
         """After a reconnect: frames may have been lost, so every viewer gets all there is so far."""
         for run in list(self.runs.values()):
-            await run.frames.snapshot()
+            # The number of a last frame is committed before it is sent: nothing may come between.
+            if not run.ending:
+                await run.frames.snapshot()
 
     # Running ----------------------------------------------------------------------------------------------------------
 
@@ -259,6 +265,7 @@ class Runner:
         error = self._error(run, status, fault)
         ended = self._ended_run(run, status, error, answer)
         result = result_of(ended, answer, run.stored) if error is None else None
+        run.ending = True
         ending = ending_of(
             ended,
             last_seq=run.frames.seq + 1,
@@ -358,7 +365,7 @@ class Runner:
             await run.frames.send("failed", error.body)
             raise
         if isinstance(reply, ExecutionResult):
-            await run.frames.send("completed", reply)
+            await run.frames.send("completed", for_caller(reply, row.owner, run.prepared.execute.caller))
         return reply
 
     def _count(self, run: Run, ended: EndedRun) -> None:
@@ -376,6 +383,10 @@ class Runner:
         # A counter for dashboards is a float by its nature; receipts are what is exact.
         metrics.model_cost_usd.inc(float(ended.cost.model_usd or 0))
         metrics.price_usd.inc(float(ended.cost.price_usd or 0))
+        unknown = sum(attempt.cost_status == "unknown" for attempt in ended.attempts)
+        if unknown:
+            metrics.cost_unknown.inc(unknown)
+            log.error("cost_unknown", attempts=unknown)
         log.info(
             "executed", status=ended.status, code=code, total_ms=ended.timing.total_ms, attempts=len(ended.attempts),
             cost_status=ended.cost.status, mode=ended.mode,

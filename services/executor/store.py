@@ -22,6 +22,10 @@ from services.runtime.postgres import unavailable_when_down
 _EXECUTION_COLUMNS = """id, owner, caller_kind, caller_id, viewer, payment, resource_id, resource_version, model_id, mode,
     pricing, status, idempotency_key, lease_token, cancel_requested, job, job_key_id, created_at, started_at, finished_at,
     last_seq, truncated, error, price_usd, cost_usd, cost_status, result, result_key_id"""
+# A list shows no outputs, and two hundred long ones would not fit into memory.
+_LISTED_COLUMNS = _EXECUTION_COLUMNS.replace(" job,", " NULL::bytea AS job,").replace(
+    " result,", " NULL::bytea AS result,"
+)
 
 
 @dataclass(frozen=True)
@@ -471,7 +475,7 @@ class Store:
         kind, caller_id = caller or (None, None)
         async with unavailable_when_down():
             records = await self._pool.fetch(
-                f"""SELECT {_EXECUTION_COLUMNS} FROM executor.executions
+                f"""SELECT {_LISTED_COLUMNS} FROM executor.executions
                     WHERE ($1::text IS NULL OR (caller_kind = $1 AND caller_id = $2))
                       AND ($3::text IS NULL OR owner = $3)
                       AND ($4::uuid IS NULL OR resource_id = $4)

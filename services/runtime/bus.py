@@ -29,7 +29,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
-from nats.js.api import RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import BadRequestError
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from pydantic import TypeAdapter, ValidationError
@@ -59,6 +59,7 @@ Handler = Callable[[Q], Awaitable[R]]
 _MARGIN_S = 0.05
 _DEADLINE_DIGITS = 12
 _MAX_CONCURRENT_HANDLERS = 2_000  # Far above any admission limit: refuse, never queue in the bus.
+_TOO_LONG = ErrorBody(code=ErrorCode.UPSTREAM, message="The answer is too long to be sent in one message.")
 _UNSPOKEN = ErrorBody(code=ErrorCode.INTERNAL, message="The other side failed without saying how.")
 
 
@@ -336,7 +337,11 @@ class Bus:
                 code = error.code.value
                 reply, headers = encode(error.body), error_headers(error.body)
             if message.reply:
-                await self.nc.publish(message.reply, reply, headers=headers)
+                try:
+                    await self.nc.publish(message.reply, reply, headers=headers)
+                except nats.errors.MaxPayloadError:
+                    code = _TOO_LONG.code.value
+                    await self.nc.publish(message.reply, encode(_TOO_LONG), headers=error_headers(_TOO_LONG))
         except nats.errors.Error as error:
             log.warning("reply_failed", rpc=rpc.name, error=type(error).__name__)
         finally:
@@ -404,6 +409,8 @@ class Bus:
             retention=RetentionPolicy.WORK_QUEUE if stream.retention == "workqueue" else RetentionPolicy.LIMITS,
             max_age=stream.max_age_s,
             max_bytes=stream.max_bytes,
+            # What was acknowledged must not be pushed out by what comes later.
+            discard=DiscardPolicy.NEW if stream.retention == "workqueue" else DiscardPolicy.OLD,
             duplicate_window=duplicate_window_s,
             description=stream.doc,
         )
