@@ -87,12 +87,18 @@ class MarketStore:
     async def losses(
         self, connection: asyncpg.Connection, resource_id: UUID, version: int, since: datetime | None
     ) -> Losses:
-        """The latest runs of a version that were paid for, as far as their cost is known."""
+        """The latest runs of a version that were paid for, as far as their cost is known.
+
+        Live runs alone once the resource has had any: what the sandbox bills must not pause what earns money.
+        """
         row = await connection.fetchrow(
             """SELECT count(*) AS runs, coalesce(sum(model_usd), 0) AS model_usd, coalesce(sum(price_usd), 0) AS price_usd
                FROM (SELECT model_usd, price_usd FROM catalog.runs
                      WHERE resource_id = $1 AND version = $2 AND status = 'succeeded' AND markup_usd IS NOT NULL
                          AND finished_at >= coalesce($3, finished_at)
+                         AND mode = CASE WHEN EXISTS (
+                             SELECT FROM catalog.runs WHERE resource_id = $1 AND mode = 'live'
+                         ) THEN 'live' ELSE 'test' END
                      ORDER BY finished_at DESC LIMIT $4) AS latest""",
             resource_id,
             version,

@@ -306,40 +306,44 @@ _NO_TOKENS: _Tokens = (0, 0, 0, 0, 0)
 
 
 def _tokens(run: _Run | None) -> _Tokens:
-    """What a run adds to the token sums of its version: runs, prompt, completion, reasoning, cached."""
+    """What a run adds to the token sums of its version and mode: runs, prompt, completion, reasoning, cached."""
     if run is None or run.status != "succeeded" or run.prompt_tokens is None or run.completion_tokens is None:
         return _NO_TOKENS
     return (1, run.prompt_tokens, run.completion_tokens, run.reasoning_tokens or 0, run.cached_tokens or 0)
 
 
 async def _write_tokens(connection: asyncpg.Connection, changed: Iterable[tuple[_Run | None, _Run]]) -> None:
-    moves: dict[tuple[UUID, int], _Tokens] = {}
+    moves: dict[tuple[UUID, int, str], _Tokens] = {}
     for before, after in changed:
         if after.resource_id is not None:
-            former = moves.get((after.resource_id, after.version), _NO_TOKENS)
-            moves[after.resource_id, after.version] = tuple(
+            key = (after.resource_id, after.version, after.mode)
+            former = moves.get(key, _NO_TOKENS)
+            moves[key] = tuple(
                 was + new - old for was, new, old in zip(former, _tokens(after), _tokens(before), strict=True)
             )  # type: ignore[assignment]
-    for (resource_id, version), move in moves.items():
+    for (resource_id, version, mode), move in moves.items():
         if move == _NO_TOKENS:
             continue
         updated = await connection.fetchval(
             """UPDATE catalog.resource_token_stats
-               SET runs = runs + $3, prompt_tokens = prompt_tokens + $4, completion_tokens = completion_tokens + $5,
-                   reasoning_tokens = reasoning_tokens + $6, cached_tokens = cached_tokens + $7
-               WHERE resource_id = $1 AND version = $2 RETURNING runs""",
+               SET runs = runs + $4, prompt_tokens = prompt_tokens + $5, completion_tokens = completion_tokens + $6,
+                   reasoning_tokens = reasoning_tokens + $7, cached_tokens = cached_tokens + $8
+               WHERE resource_id = $1 AND version = $2 AND mode = $3 RETURNING runs""",
             resource_id,
             version,
+            mode,
             *move,
         )
         if updated is None:
             # Of a resource that this database does not have there is nothing to expect.
             await connection.execute(
                 """INSERT INTO catalog.resource_token_stats
-                       (resource_id, version, runs, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens)
-                   SELECT id, $2, $3, $4, $5, $6, $7 FROM catalog.x402_resources WHERE id = $1""",
+                       (resource_id, version, mode, runs, prompt_tokens, completion_tokens, reasoning_tokens,
+                        cached_tokens)
+                   SELECT id, $2, $3, $4, $5, $6, $7, $8 FROM catalog.x402_resources WHERE id = $1""",
                 resource_id,
                 version,
+                mode,
                 *move,
             )
 

@@ -175,13 +175,16 @@ class Store:
         return None if row is None else _resource(row)
 
     async def measured_tokens(self, resource_ids: Sequence[UUID]) -> dict[UUID, MeasuredTokens]:
-        """What the runs of the newest version that has been run took, of every resource that has been."""
+        """What the runs of the newest version that has been run took, of every resource that has been.
+
+        Live runs, where there are any: what a test key took is only better than a guess.
+        """
         async with unavailable_when_down():
             rows = await self._pool.fetch(
                 """SELECT DISTINCT ON (resource_id)
                        resource_id, runs, prompt_tokens, completion_tokens, reasoning_tokens, cached_tokens
                    FROM catalog.resource_token_stats WHERE resource_id = ANY ($1::uuid[])
-                   ORDER BY resource_id, version DESC""",
+                   ORDER BY resource_id, mode = 'live' DESC, version DESC""",
                 list(resource_ids),
             )
         sums = [dict(row) for row in rows]

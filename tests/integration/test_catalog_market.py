@@ -279,6 +279,27 @@ async def test_a_warning_to_a_draft_leaves_the_pause_for_when_it_is_published(ma
     assert (await market.parties.get(created)).status == "published"
 
 
+async def test_test_runs_neither_pause_a_live_resource_nor_say_what_it_takes(market: Market) -> None:
+    created = await published(market, margin_rule="pause")
+    in_test: dict[str, Any] = {"mode": "test", "usage": {"prompt_tokens": 9, "completion_tokens": 9}}
+    await market.feed([receipt(created, **in_test)])
+    trial = (await market.parties.get(created)).breakdown
+    assert trial is not None
+    assert trial.measured_runs == 1, "better than a guess"
+    await market.feed([receipt(created), receipt(created)])
+    await market.feed(receipt(created, cost_usd="0.5", **in_test) for _ in range(6))
+    assert market.kinds() == []
+    mine = await market.parties.get(created)
+    assert mine.status == "published"
+    assert mine.breakdown is not None
+    assert mine.breakdown.measured_runs == 2
+    assert mine.breakdown.expected.model_usd == 10 * Decimal("0.000001") + 40 * Decimal("0.000002")
+    # One that has only been tried out is judged by its trials.
+    tried = await published(market, slug="tried", margin_rule="pause")
+    await market.feed(receipt(tried, mode="test", cost_usd="0.02") for _ in range(3))
+    assert market.kinds() == ["paused_below_cost"]
+
+
 async def test_one_dear_run_among_good_ones_is_no_loss(market: Market) -> None:
     created = await published(market, margin_rule="pause")
     await market.feed([receipt(created) for _ in range(5)] + [receipt(created, cost_usd="0.03")])
