@@ -285,7 +285,10 @@ async def test_publisher_reads_its_own_frames_and_runs(
     await other.close()
 
 
-@pytest.mark.parametrize("body", [{}, {"resource": "nowhere"}, {"resource": 7}, {"input": "x"}])
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"resource": "nowhere"}, {"resource": 7}, {"input": "x"}, {"resource": "x", "idempotency_key": "a\x00"}],
+)
 async def test_invalid_job_ends_in_finished_as_well(house: House, body: dict[str, Any]) -> None:
     execution_id = new_execution_id()
     await submit(house, {"execution_id": str(execution_id), **body})
