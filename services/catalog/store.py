@@ -5,7 +5,7 @@ here and do not leave it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,7 @@ from services.runtime.postgres import create_pool, ping, unavailable_when_down
 
 _SYNC_LOCK = 0x7834303263617401  # "x402cat" and a number: no other part of the system takes this advisory lock.
 _WAIT_FOR_SYNC_S = 100
+_CLOSE_TIMEOUT_S = 5
 
 _RESOURCES = f"""SELECT r.id, r.owner, r.slug, r.resource_type, r.name, r.description, r.openrouter_config, r.inputs, r.pricing,
         r.timeouts, r.example_output, r.margin_rule, r.version, r.status, r.created_at, r.updated_at, r.deleted_at,
@@ -129,16 +130,20 @@ class Store:
         """The right to sync; waits while another replica does. Raises TIMEOUT when that takes too long."""
         async with unavailable_when_down(), self._pool.acquire() as connection:
             try:
-                await connection.execute("SELECT pg_advisory_lock($1)", _SYNC_LOCK, timeout=_WAIT_FOR_SYNC_S)
-            except TimeoutError:
-                raise ServiceError(
-                    ErrorCode.TIMEOUT, "Another sync is still running; ask for its result later."
-                ) from None
-            try:
+                try:
+                    await connection.execute("SELECT pg_advisory_lock($1)", _SYNC_LOCK, timeout=_WAIT_FOR_SYNC_S)
+                except TimeoutError:
+                    raise ServiceError(
+                        ErrorCode.TIMEOUT, "Another sync is still running; ask for its result later."
+                    ) from None
                 yield SyncSession(connection)
-            finally:
-                if not connection.is_closed():
-                    await connection.execute("SELECT pg_advisory_unlock($1)", _SYNC_LOCK)
+                await connection.execute("SELECT pg_advisory_unlock($1)", _SYNC_LOCK)
+            except BaseException:
+                # The lock may have been granted at the moment we gave up, and the pool resets nothing: it goes with the
+                # connection, or no replica would ever sync again. Closing waits until the server has given up as well.
+                with suppress(Exception):
+                    await connection.close(timeout=_CLOSE_TIMEOUT_S)
+                raise
 
     # Resources --------------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,8 @@ _DOWN = (
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
     """A connection that needs no cleaning between two uses, which would be one more round trip per use.
 
-    Nothing of ours outlives a transaction: settings and advisory locks are local to it, nobody listens or keeps cursors.
+    Nothing of ours outlives a transaction: settings and locks are local to it, nobody listens or keeps cursors. Who takes a
+    lock of the session all the same must give it back before the connection, and end the connection when anything fails.
     """
 
     def get_reset_query(self) -> str:

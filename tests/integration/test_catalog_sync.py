@@ -1,17 +1,19 @@
 """Syncs on a real bus and a real database, with an upstream that comes, goes, changes its mind and lies."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import asyncpg
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
 from contracts.catalog import ListSyncs
 from contracts.errors import ErrorCode, ServiceError
 from contracts.subjects import CATALOG_SYNCS
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
+from services.catalog.store import Store
 from services.runtime.service import Service
 from tests.integration.catalog_parts import (
     Parties,
@@ -222,6 +224,52 @@ async def test_replicas_sync_one_at_a_time_and_both_see_the_result(
         assert sum("m/new" in report.added for report in syncs) == 1
         for replica in (one, two):
             await until_async(lambda replica=replica: _knows(replica, 4))  # type: ignore[misc]
+
+
+async def test_the_right_to_sync_is_lost_with_the_connection_when_a_sync_fails_or_is_given_up(
+    database: Database,
+) -> None:
+    store = Store(SecretStr(database.dsn("catalog")))
+    await store.open()
+    watcher = await asyncpg.connect(database.superuser)
+
+    async def backends() -> int:
+        count: int = await watcher.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'x402jobs-catalog'"
+        )
+        return count
+
+    async def waiting() -> bool:
+        return bool(await watcher.fetchval("SELECT true FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+
+    async def wait_for_it() -> None:
+        async with store.syncing():
+            pytest.fail("somebody else has it")
+
+    try:
+        async with store.syncing():
+            waiter = asyncio.create_task(wait_for_it())
+            await until_async(waiting)
+            assert await backends() == 2
+            waiter.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiter
+            await until_async(lambda: _equals(backends, 1))
+        with pytest.raises(ZeroDivisionError):
+            async with store.syncing():
+                raise ZeroDivisionError
+        await until_async(lambda: _equals(backends, 0))
+        async with asyncio.timeout(5), store.syncing():
+            assert await backends() == 1
+        assert await watcher.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+        assert await backends() == 1, "a connection that went well is kept"
+    finally:
+        await watcher.close()
+        await store.close()
+
+
+async def _equals(count: Callable[[], Awaitable[int]], expected: int) -> bool:
+    return await count() == expected
 
 
 async def _knows(replica: Service, models: int) -> bool:
