@@ -181,7 +181,10 @@ class CallerBudget(Contract):
 
 
 class BudgetLimits(Contract):
-    """How much of the creator's own money runs may cost in a UTC day. What is not given has no limit."""
+    """How much of the creator's own money runs should cost in a UTC day. What is not given has no limit.
+
+    Limits are kept and watched, and their creator is told when one is reached; no run is refused by them yet.
+    """
 
     key_daily_usd: Price | None = Field(default=None, description="All runs with the creator's key together.")
     caller_daily_usd: Price | None = Field(

@@ -1,4 +1,4 @@
-"""How much of their own money a creator lets runs cost in a day."""
+"""How much of their own money a creator wants runs to cost in a day: kept, watched and told, not yet a reason to refuse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ router = APIRouter(prefix="/api/budgets", tags=["budgets"], route_class=SignedIn
     summary="See your daily limits",
 )
 async def get_budgets(request: Request, user: SignedIn) -> Response:
-    """What is spent is what today's finished runs cost you, as far as it is known; a day is a day in UTC."""
+    """What is spent is what today's finished runs cost you, as far as it is known; a day is a day in UTC.
+
+    Limits are watched and you are told; no run is refused by them yet.
+    """
     return await forward(request, BUDGETS_GET, OwnerRef.model_construct(owner=user.user))
 
 
@@ -40,9 +43,10 @@ async def set_budgets(
     user: SignedIn,
     body: Annotated[BudgetLimits, Body(openapi_examples={"limits": {"value": examples.BUDGET_LIMITS}})],
 ) -> Response:
-    """Replaces all limits; what you leave out has none. Executors know of it within ten seconds.
+    """Replaces all limits; what you leave out has none.
 
-    You are told at 80 and at 100 percent of each, once a day.
+    You are told at 80 and at 100 percent of each, once a day. No run is refused by a limit yet, not even one that is used up:
+    to stop runs, pause the resource.
     """
     await refuse_unknown_fields(request, body)
     return await forward(request, BUDGETS_SET, SetBudgets.model_construct(owner=user.user, limits=body))
