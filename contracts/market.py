@@ -6,6 +6,7 @@ All of it is the creator's own affair. What a buyer may see of a resource stands
 from __future__ import annotations
 
 from datetime import date
+from decimal import Decimal
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -134,7 +135,7 @@ class Figures(Contract):
 
     runs: int
     own_runs: int = Field(description="Of these, runs by the creator.")
-    test_runs: int = Field(description="Of these, runs with a test key, which spent nothing.")
+    test_runs: int = Field(description="Of these, runs with a test key, which moved no money.")
     succeeded: int
     failed: int
     canceled: int
@@ -143,6 +144,9 @@ class Figures(Contract):
     model_usd: Usd = Field(description="What the runs cost, as far as it is known.")
     price_usd: Usd = Field(description="What callers were charged, as far as it is known.")
     margin_usd: Usd = Field(description="Price less cost, over the runs whose cost is known.")
+    test_model_usd: Usd = Field(default=Decimal(0), description="Of `model_usd`, what runs with a test key stated.")
+    test_price_usd: Usd = Field(default=Decimal(0), description="Of `price_usd`, the same.")
+    test_margin_usd: Usd = Field(default=Decimal(0), description="Of `margin_usd`, the same.")
     cost_unknown_runs: int = Field(
         description="Runs whose cost is still being looked up or could not be found: in no sum."
     )
