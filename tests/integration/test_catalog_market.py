@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from math import ceil
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ from contracts.market import Figures
 from contracts.subjects import EXECUTION_FINISHED, NOTICES_STREAM, RECEIPTS_STREAM
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
+from services.catalog import main as catalog_main
 from services.catalog.reviews import Finding
 from services.runtime.bus import encode
 from tests.integration.catalog_parts import (
@@ -298,6 +300,20 @@ async def test_test_runs_neither_pause_a_live_resource_nor_say_what_it_takes(mar
     tried = await published(market, slug="tried", margin_rule="pause")
     await market.feed(receipt(tried, mode="test", cost_usd="0.02") for _ in range(3))
     assert market.kinds() == ["paused_below_cost"]
+
+
+async def test_the_sums_of_tokens_are_told_apart_when_they_were_of_both_modes(market: Market) -> None:
+    created = await published(market)
+    await market.feed([receipt(created), receipt(created), receipt(created, mode="test")])
+    kept = "SELECT mode, runs, prompt_tokens, completion_tokens FROM catalog.resource_token_stats ORDER BY mode"
+    before = await market.pool.fetch(kept)
+    migrations = Path(catalog_main.__file__).parent / "migrations"
+    up, down = (migrations / "20261123000032_token_stats_by_mode.sql").read_text().split("-- migrate:down")
+    await market.pool.execute(down)
+    assert await market.pool.fetchval("SELECT runs FROM catalog.resource_token_stats") == 3
+    await market.pool.execute(up)
+    after = await market.pool.fetch(kept)
+    assert [tuple(row) for row in after] == [tuple(row) for row in before] == [("live", 2, 20, 80), ("test", 1, 10, 40)]
 
 
 async def test_one_dear_run_among_good_ones_is_no_loss(market: Market) -> None:
