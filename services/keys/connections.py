@@ -75,8 +75,7 @@ class Connections:
                 return await self._store_key(owner, key, KeyFacts(), "suspect")
             case Refusal.NO_CREDITS | Refusal.SPEND_LIMIT:
                 return await self._store_key(owner, key, KeyFacts(), "exhausted")
-            case KeyFacts():
-                return await self._store_key(owner, key, facts)
+        return await self._store_key(owner, key, facts)
 
     async def _store_key(self, owner: str, key: SecretStr, facts: KeyFacts, health: Health | None = None) -> StoredKey:
         async with self._store.rows_of(owner) as rows:
@@ -111,9 +110,8 @@ def _refused(refusal: Refusal) -> ServiceError:
                 "The OpenRouter account of this key has no credits: add some, then connect the key again.",
                 action_url=CREDITS_URL,
             )
-        case Refusal.SPEND_LIMIT:
-            return ServiceError(
-                ErrorCode.SPEND_LIMIT,
-                "This key has reached its own spending limit: raise it at OpenRouter, then connect the key again.",
-                action_url=KEYS_URL,
-            )
+    return ServiceError(
+        ErrorCode.SPEND_LIMIT,
+        "This key has reached its own spending limit: raise it at OpenRouter, then connect the key again.",
+        action_url=KEYS_URL,
+    )

@@ -14,6 +14,7 @@ from contracts.keys import KeyRefusal, KeyStatus, VerifyKey
 from contracts.subjects import KEYS_VERIFY
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
+from services.keys import verify
 from tests.integration.keys_parts import (
     LIVE_KEY,
     OTHER_KEY,
@@ -276,6 +277,15 @@ async def test_credits_are_shown_where_the_key_may_read_them(parties: Parties, u
     assert (await parties.status("alice")).credits_remaining_usd == Decimal("0.25")
     upstream.credits = {"total_credits": "many"}
     assert (await parties.verify("alice")).credits_remaining_usd is None
+
+
+async def test_credits_that_do_not_arrive_in_time_are_unknown(
+    parties: Parties, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.credits = {"total_credits": 10, "total_usage": 9.75}
+    monkeypatch.setattr(verify, "_CREDITS_TIMEOUT_S", 0)
+    status = await parties.connect("alice", LIVE_KEY)
+    assert (status.credits_remaining_usd, status.health) == (None, "ok")
 
 
 # By itself ------------------------------------------------------------------------------------------------------------

@@ -221,6 +221,7 @@ class Exchange:
     status: int = 200
     body: bytes = b""
     key_status: int = 200
+    management: bool = False
     hold: asyncio.Event | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
 
@@ -231,7 +232,8 @@ class Exchange:
         return web.Response(status=self.status, body=self.body)
 
     async def key(self, _: web.Request) -> web.Response:
-        return web.json_response({"data": {"usage": 0, "limit": 2, "limit_remaining": 2}}, status=self.key_status)
+        data = {"usage": 0, "limit": 2, "limit_remaining": 2, "is_management_key": self.management}
+        return web.json_response({"data": data}, status=self.key_status)
 
 
 @asynccontextmanager
@@ -344,6 +346,22 @@ async def test_a_key_that_was_never_accepted_is_no_witness_against_another(
         await complete(parties, "bob", begun.state, "the-code")
         await let_time_pass(database, "alice", minutes=2)
         assert (await parties.verify("alice")).health == "suspect"
+
+
+@pytest.mark.parametrize(
+    ("key", "management", "code"),
+    [(MADE_KEY, True, ErrorCode.KEY_REJECTED), ("sk-or-test-where-no-test-mode-is", False, ErrorCode.INVALID)],
+)
+async def test_a_key_that_was_made_but_can_run_nothing_here_is_not_stored(
+    database: Database, nats_server: Nats, credentials: Credentials, key: str, management: bool, code: ErrorCode
+) -> None:
+    async with exchanging(database, nats_server, credentials) as (answers, parties):
+        answers.body, answers.management = b'{"key": "' + key.encode() + b'"}', management
+        begun = await begin(parties, "alice")
+        with pytest.raises(ServiceError) as refused:
+            await complete(parties, "alice", begun.state, "the-code")
+        assert refused.value.code is code
+        assert not (await parties.status("alice")).connected
 
 
 async def test_a_silent_exchange_is_given_up(
