@@ -1,5 +1,7 @@
 """An answer with nothing in it: asked for once more where that is free, and never where it was billed or nobody knows."""
 
+from collections.abc import Mapping
+
 import orjson
 import pytest
 
@@ -7,7 +9,7 @@ from services.executor.calls import nothing_answered
 from services.executor.normalise import Answer, Normaliser
 
 
-def answer_of(content: str, finish: str, usage: dict[str, object] | None) -> Answer:
+def answer_of(content: str, finish: str, usage: Mapping[str, object] | None) -> Answer:
     choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish}
     body: dict[str, object] = {"id": "gen-1", "model": "a/b", "choices": [choice]}
     if usage is not None:
@@ -31,7 +33,7 @@ FREE = {"prompt_tokens": 4, "completion_tokens": 0, "cost": 0}
     ],
 )
 def test_empty_answer_is_asked_for_again_only_when_it_was_free(
-    usage: dict[str, object] | None, number: int, again: bool
+    usage: Mapping[str, object] | None, number: int, again: bool
 ) -> None:
     fault = nothing_answered(answer_of("", "stop", usage), number)
     assert fault is not None
