@@ -44,7 +44,13 @@ class Keeper:
                 async with asyncio.timeout(_RENEW_TIMEOUT_S):
                     held = await self._store.renew(tokens) if tokens else {}
                 renewed_s = time.monotonic()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+                OSError,
+                TimeoutError,
+            ) as error:
                 log.warning("lease_not_renewed", error=type(error).__name__, runs=len(tokens))
                 if time.monotonic() - renewed_s > _GIVE_UP_AFTER_S:
                     for run in list(self._runner.runs.values()):

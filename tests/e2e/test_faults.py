@@ -31,7 +31,7 @@ class Failure:
 
 
 FAILURES = {
-    "empty": Failure(502, "upstream", retryable=True, attempts=3, cost=None),
+    "empty": Failure(502, "upstream", retryable=True, attempts=2, cost=None),
     "oversize": Failure(502, "upstream", retryable=True, truncated=True, cost=None),
     "error-in-200": Failure(502, "upstream", retryable=True, attempts=3),
     "choices-null": Failure(502, "upstream", retryable=True, cost=None),

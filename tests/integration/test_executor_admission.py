@@ -100,7 +100,7 @@ async def test_output_is_gone_when_its_time_has_come_and_the_rest_is_not(house: 
 
 
 async def test_executor_that_stops_ends_what_it_has_begun_and_begins_nothing_new(house: House) -> None:
-    timeouts = Timeouts(first_token_s=0.7, idle_s=5, total_s=5)
+    timeouts = Timeouts(first_token_s=2.5, idle_s=5, total_s=5)
     resource = house.other.offer("sandbox/silence", timeouts=timeouts)
     async with executor_in(house, running_per_key=2):
         plain, asking = begin(house, resource)
