@@ -22,7 +22,6 @@ LEASE_S = 15.0
 RENEW_EVERY_S = 5.0
 _RENEW_TIMEOUT_S = 4.0
 _GIVE_UP_AFTER_S = 9.0
-_AFTER_ALL_FRAMES = 2**31 - 1  # how many frames a dead executor had sent is not known; its end comes after them
 _JANITOR_EVERY_S = 300.0
 
 
@@ -80,7 +79,7 @@ class Keeper:
     async def _interrupt(self, row: Execution) -> None:
         assert row.lease_token is not None
         ended = ended_row(row, await self._store.attempts(row.id), "interrupted", interrupted(row.id))
-        ending = ending_of(ended, last_seq=_AFTER_ALL_FRAMES, result=None, keep=timedelta(0))
+        ending = ending_of(ended, last_seq=None, result=None, keep=timedelta(0))
         if await self._store.finish(row.id, row.lease_token, ending):
             self._metrics.executions.labels("interrupted", ErrorCode.UNAVAILABLE.value).inc()
             unknown = sum(attempt.cost_status == "unknown" for attempt in ended.attempts)
