@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -47,8 +46,3 @@ def new_execution_id() -> UUID:
     milliseconds = time.time_ns() // 1_000_000
     bits = (milliseconds << 80) | (0x7 << 76) | (secrets.randbits(12) << 64) | (0b10 << 62) | secrets.randbits(62)
     return UUID(int=bits)
-
-
-def isoformat_utc(moment: datetime) -> str:
-    """RFC 3339 with milliseconds and `Z`, as it stands in every JSON that we write by hand."""
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
