@@ -1,4 +1,5 @@
-"""SQL is in `store.py` and migrations, HTTP statuses are the gateway's and stand in its `problems.py`."""
+"""SQL is in `store.py` and migrations, whose names say when each may run. HTTP statuses are the gateway's and stand in its
+`problems.py`."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ SQL = re.compile(
     r"|CREATE\s+(TABLE|INDEX|FUNCTION|SCHEMA|ROLE)|ALTER\s|DROP\s|TRUNCATE\s|LOCK\s+TABLE|GRANT\s|REVOKE\s|VACUUM)"
 )
 ERROR_STATUSES = range(400, 600)
+MIGRATION = re.compile(r"([0-9]{4}|[0-9]{14})_(pre|post)_[a-z0-9_]+\.sql")
 DOCUMENTATION = ("documentation.py", "examples.py")
 
 
@@ -59,6 +61,36 @@ def test_sql_is_in_store_and_migrations_alone() -> None:
         if SQL.match(text)
     ]
     assert found == [], "put the statement into the store.py of its service"
+
+
+def migrations() -> list[Path]:
+    return sorted(ROOT.glob("services/*/migrations/*"))
+
+
+def test_names_of_migrations_say_when_they_may_run() -> None:
+    assert len(migrations()) > 10
+    wrong = [str(path.relative_to(ROOT)) for path in migrations() if MIGRATION.fullmatch(path.name) is None]
+    assert wrong == [], '<number>_<pre or post>_<what>.sql, see "A migration" in ARCHITECTURE.md'
+
+
+def test_migrations_of_a_service_have_an_order() -> None:
+    for folder in {path.parent for path in migrations()}:
+        # Sorted by name, as dbmate does.
+        numbers = [int(path.name.partition("_")[0]) for path in sorted(folder.iterdir())]
+        assert numbers == sorted(set(numbers)), f"{folder}: two of one number, or a name that sorts before its number"
+
+
+def test_every_migration_goes_up_and_down() -> None:
+    for path in migrations():
+        marks = re.findall(r"^-- migrate:(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert marks == ["up", "down"], path.name
+
+
+@pytest.mark.parametrize(
+    "name", ["0002_access_log.sql", "2_pre_x.sql", "0002_post.sql", "0002_pre_Access.sql", "20261123_pre_x.sql"]
+)
+def test_a_wrong_name_of_a_migration_would_be_found(name: str) -> None:
+    assert MIGRATION.fullmatch(name) is None
 
 
 def test_http_statuses_of_errors_are_in_problems_alone() -> None:

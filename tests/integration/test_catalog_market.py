@@ -308,7 +308,7 @@ async def test_the_sums_of_tokens_are_told_apart_when_they_were_of_both_modes(ma
     kept = "SELECT mode, runs, prompt_tokens, completion_tokens FROM catalog.resource_token_stats ORDER BY mode"
     before = await market.pool.fetch(kept)
     migrations = Path(catalog_main.__file__).parent / "migrations"
-    up, down = (migrations / "20261123000032_token_stats_by_mode.sql").read_text().split("-- migrate:down")
+    up, down = (migrations / "20261123000032_pre_token_stats_by_mode.sql").read_text().split("-- migrate:down")
     await market.pool.execute(down)
     assert await market.pool.fetchval("SELECT runs FROM catalog.resource_token_stats") == 3
     await market.pool.execute(up)
