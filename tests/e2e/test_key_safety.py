@@ -5,10 +5,11 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 import psutil  # type: ignore[import-untyped,unused-ignore]
 
-from deploy.local.stack import Stack
-from tests.e2e.client import KEY_PATH, connected, good, problem
+from deploy.local.stack import DATABASE, Stack
+from tests.e2e.client import KEY_PATH, Person, connected, good, problem
 from tests.integration.test_keys_process import forms_of
 
 
@@ -22,22 +23,28 @@ def processes(stack: Stack) -> Iterator[psutil.Process]:
 
 
 def shown_of(process: psutil.Process) -> bytes:
-    """What any other process of the same user could read of it in /proc, were it not denied."""
+    """What the kernel shows of it to whoever runs the tests. To an ordinary user it denies the environment of services that
+    hold keys, as it is meant to."""
     folder = Path(f"/proc/{process.pid}")
     try:
-        return (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+        arguments = (folder / "cmdline").read_bytes()
+        return arguments + (folder / "environ").read_bytes()
+    except PermissionError:
+        return arguments
     except (FileNotFoundError, ProcessLookupError):  # a back end that ended meanwhile
         return b""
 
 
 async def test_no_process_shows_the_master_key_in_its_arguments_or_environment(stack: Stack) -> None:
     ring = stack.credentials.master_keys
+    master_key = ring.partition(":")[2]
     shown = {f"{process.name()} {process.pid}": shown_of(process) for process in processes(stack)}
     assert len(shown) >= 9
-    master_key = ring.partition(":")[2].encode()
-    assert [name for name, text in shown.items() if master_key in text or b"MASTER_KEYS=" in text] == []
-    keys = psutil.Process(stack.parts["keys"].child.pid)
-    assert [process.pid for process in processes(stack) if b"MASTER_KEYS_FILE=" in shown_of(process)] == [keys.pid]
+    assert [name for name, text in shown.items() if master_key.encode() in text or b"MASTER_KEYS=" in text] == []
+    children = {name: part.child for name, part in stack.parts.items()}
+    given = {name: [*child.command, *child.env.values()] for name, child in children.items()}
+    assert [name for name, texts in given.items() if any(master_key in text for text in texts)] == []
+    assert [name for name, child in children.items() if "MASTER_KEYS_FILE" in child.env] == ["keys"]
 
 
 def files_with(folder: Path, pieces: list[bytes]) -> list[str]:
@@ -96,3 +103,35 @@ async def test_a_disconnected_key_ends_new_runs_alone_and_shows_at_the_resources
         good(await creator.http.put(KEY_PATH, json={"api_key": creator.key}))
         assert (await creator.get(f"/api/resources/{resource['id']}"))["availability"]["available"] is True
         good(await buyer.execute(name))
+
+
+async def codes_shown(person: Person) -> set[str | None]:
+    """What every answer about a resource says is wanting: the new one, the edited one, the one that is found, listed,
+    published and paused."""
+    resource = await person.create()
+    path = f"/api/resources/{resource['id']}"
+    shown = [
+        resource,
+        good(await person.http.patch(path, json={"description": "another one"})),
+        await person.get(path),
+        *(await person.get("/api/resources"))["items"],
+        await person.post(f"{path}/publish"),
+        await person.post(f"{path}/pause"),
+    ]
+    assert all(one["availability"]["available"] is (one["availability"]["code"] is None) for one in shown)
+    return {one["availability"]["code"] for one in shown}
+
+
+async def test_every_answer_about_a_resource_says_what_its_key_lacks(stack: Stack) -> None:
+    async with connected(stack, "creator") as creator:
+        assert await codes_shown(creator) == {None}
+        connection = await asyncpg.connect(stack.postgres.dsn(DATABASE))
+        try:
+            await connection.execute(
+                "UPDATE keys.user_openrouter_integrations SET health = 'rejected' WHERE owner = $1", creator.name
+            )
+        finally:
+            await connection.close()
+        assert await codes_shown(creator) == {"key_rejected"}
+        good(await creator.http.delete(KEY_PATH))
+        assert await codes_shown(creator) == {"key_missing"}

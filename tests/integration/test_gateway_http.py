@@ -402,6 +402,23 @@ async def test_resource_is_created_for_its_owner(client: httpx.AsyncClient, othe
     assert asked.draft == catalog.ResourceDraft.model_validate(examples.COST_PLUS_DRAFT)
 
 
+async def test_what_is_said_of_a_resource_does_not_wait_for_the_keys_service(
+    client: httpx.AsyncClient, others: Others
+) -> None:
+    path = f"/api/resources/{examples.RESOURCE_ID}"
+    for method, url, body in (
+        ("POST", "/api/resources", examples.DRAFT),
+        ("PATCH", path, examples.PATCH),
+        ("POST", f"{path}/publish", None),
+        ("POST", f"{path}/pause", None),
+    ):
+        others.errors["keys.status"] = ServiceError(ErrorCode.UNAVAILABLE, "The database is away.")
+        response = await client.request(method, url, json=body)
+        assert response.status_code in {200, 201}
+        assert "keys.status" not in others.errors, "it was asked"
+        assert response.json()["availability"] == examples.RESOURCE["availability"]
+
+
 async def test_resource_is_edited_by_what_is_sent(client: httpx.AsyncClient, others: Others) -> None:
     response = await client.patch(f"/api/resources/{examples.RESOURCE_ID}", json=examples.PATCH)
     assert response.status_code == 200

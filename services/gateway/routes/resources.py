@@ -72,6 +72,10 @@ class ResourceQuery(Contract):
 
 
 async def _forward_with_key(request: Request, owner: str, rpc: Rpc[Any, Any], message: BaseModel) -> Response:
+    return Response(await _reply_with_key(request, owner, rpc, message), media_type="application/json")
+
+
+async def _reply_with_key(request: Request, owner: str, rpc: Rpc[Any, Any], message: BaseModel) -> bytes:
     """The catalog's reply, in which a resource that could run if its owner had a key says that it cannot."""
     bus = gateway_of(request).bus
     reply, wanting = await asyncio.gather(bus.call_raw(rpc, encode(message)), _what_the_key_lacks(bus, owner))
@@ -81,7 +85,7 @@ async def _forward_with_key(request: Request, owner: str, rpc: Rpc[Any, Any], me
             if resource["availability"]["available"]:
                 resource["availability"] |= wanting
         reply = orjson.dumps(answer)
-    return Response(reply, media_type="application/json")
+    return reply
 
 
 async def _what_the_key_lacks(bus: Bus, owner: str) -> dict[str, object] | None:
@@ -135,7 +139,7 @@ async def create_resource(
     """A draft that only you can run, until you publish it. `slug` is unique among yours: `owner/slug` names the resource."""
     await refuse_unknown_fields(request, body)
     message = CreateResource.model_construct(owner=user.user, draft=body)
-    reply = await gateway_of(request).bus.call_raw(RESOURCES_CREATE, encode(message))
+    reply = await _reply_with_key(request, user.user, RESOURCES_CREATE, message)
     location = f"/api/resources/{orjson.loads(reply)['id']}"
     return Response(reply, status_code=201, headers={"Location": location}, media_type="application/json")
 
@@ -230,7 +234,7 @@ async def update_resource(
     if not changes:
         raise ServiceError(ErrorCode.INVALID, "The request changes nothing; send at least one field to change.")
     message = UpdateResource.model_construct(owner=user.user, id=resource_id, patch=body)
-    return await forward(request, RESOURCES_UPDATE, message)
+    return await _forward_with_key(request, user.user, RESOURCES_UPDATE, message)
 
 
 @router.delete(
@@ -256,7 +260,8 @@ async def publish_resource(
     request: Request, user: SignedIn, resource_id: Annotated[UUID, Path(alias="id")]
 ) -> Response:
     """From now on everybody signed in can execute it, on your credits."""
-    return await forward(request, RESOURCES_PUBLISH, ResourceRef(owner=user.user, id=resource_id))
+    message = ResourceRef(owner=user.user, id=resource_id)
+    return await _forward_with_key(request, user.user, RESOURCES_PUBLISH, message)
 
 
 @router.post(
@@ -267,7 +272,8 @@ async def publish_resource(
 )
 async def pause_resource(request: Request, user: SignedIn, resource_id: Annotated[UUID, Path(alias="id")]) -> Response:
     """Takes it off the market; you can still run it yourself."""
-    return await forward(request, RESOURCES_PAUSE, ResourceRef(owner=user.user, id=resource_id))
+    message = ResourceRef(owner=user.user, id=resource_id)
+    return await _forward_with_key(request, user.user, RESOURCES_PAUSE, message)
 
 
 @listings.get(
