@@ -1,8 +1,8 @@
 """Asking upstream about stored keys: when an owner wants to know, when a run was refused, and every few hours by itself.
 
 A key is believed dead only when upstream says so again after a while, and says at the same time that keys of other owners
-work: OpenRouter had outages that answered 401 to good keys. What was believed is asked again all the time, so health comes
-back by itself.
+work (or says nothing else for a whole day): OpenRouter had outages that answered 401 to good keys. What was believed is asked
+again all the time, so health comes back by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contracts.errors import ErrorCode, ServiceError
 from contracts.keys import Health, KeyRefusal, KeysChanged, VerifyKey
 from contracts.subjects import KEYS_CHANGED
 from services.keys.envelope import EnvelopeError, unlock
-from services.keys.facts import KeyFacts, Refusal, health_of, is_dead, needs_witnesses
+from services.keys.facts import Refusal, health_of, is_dead, needs_witnesses
 from services.keys.store import Store, StoredKey
 from services.keys.verify import Verifier
 from services.runtime.bus import Bus
@@ -89,7 +89,7 @@ class Checks:
                     after = await rows.record_rejection(before.version)
                 case Refusal.NO_CREDITS | Refusal.SPEND_LIMIT:
                     after = await rows.record_exhausted(before.version)
-                case KeyFacts() as facts:
+                case facts:
                     after = await rows.record_facts(before.version, facts, health_of(facts, refused))
             if after is not None:
                 await rows.log_access("verify", after.health, instance=self._bus.instance, version=after.version)

@@ -2,7 +2,8 @@
 
 Two things a reader would get wrong. `limit: null` means that the key has no cap of its own, not that the account behind
 it has money. And a 401 does not mean that a key is dead: OpenRouter had outages that answered 401 to good keys, so it
-must come again after a while, and keys of other owners must work meanwhile.
+must come again after a while, and keys of other owners must work meanwhile. Where none of them does, only a day without a
+single answer to the contrary tells dead keys from an outage.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ REJECTION_SPACING = timedelta(minutes=1)
 _REJECTIONS = 2
 _REJECTIONS_ALONE = 3
 _ALONE_FOR = timedelta(minutes=15)
+# Both, so that neither two refusals with a day of our own silence between them nor many at once are taken for a day of them.
+_REJECTIONS_UNHEARD = 100
+_UNHEARD_FOR = timedelta(days=1)
 _CHECK_EVERY: dict[Health, timedelta] = {
     "ok": timedelta(hours=6),
     "exhausted": timedelta(minutes=15),
@@ -144,7 +148,10 @@ def is_dead(rejections: int, refused_for: timedelta, *, others_work: bool | None
     """
     if others_work is None:
         return rejections >= _REJECTIONS_ALONE and refused_for >= _ALONE_FOR
-    return others_work and needs_witnesses(rejections)
+    if others_work:
+        return needs_witnesses(rejections)
+    # An outage, or the others are dead as well: only time tells.
+    return rejections >= _REJECTIONS_UNHEARD and refused_for >= _UNHEARD_FOR
 
 
 def next_check_in(health: Health) -> timedelta:

@@ -25,7 +25,7 @@ _ACCESS_COLUMNS = "seq, at, action, result, instance, version, prev_hash, hash"
 _RECIPIENT_COLUMNS = "key_id, day, made_under, master_key_id, wrapped_private_key"
 _COLUMNS = """version, mode, hint, master_key_id, wrapped_data_key, encrypted_key, health, limit_usd, limit_remaining_usd,
     limit_reset, usage_usd, is_free_tier, expires_at, credits_remaining_usd, connected_at, verified_at, rejections,
-    first_refused_at, refused_at, now() - asked_at AS asked_ago"""
+    coalesce(refused_at - first_refused_at, interval '0') AS refused_for, now() - asked_at AS asked_ago"""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,9 @@ class StoredKey:
     verified_at: datetime | None
     """None until upstream has accepted it."""
     rejections: int
-    first_refused_at: datetime | None
-    refused_at: datetime | None
+    refused_for: timedelta
+    """From the first of the rejections in a row to the latest that counted."""
     asked_ago: timedelta
-
-    @property
-    def refused_for(self) -> timedelta:
-        """From the first of the rejections in a row to the latest that counted."""
-        if self.first_refused_at is None or self.refused_at is None:
-            return timedelta(0)
-        return self.refused_at - self.first_refused_at
 
     @property
     def version(self) -> int:
@@ -117,8 +110,7 @@ def _stored_key(row: asyncpg.Record) -> StoredKey:
         connected_at=row["connected_at"],
         verified_at=row["verified_at"],
         rejections=row["rejections"],
-        first_refused_at=row["first_refused_at"],
-        refused_at=row["refused_at"],
+        refused_for=row["refused_for"],
         asked_ago=row["asked_ago"],
     )
 

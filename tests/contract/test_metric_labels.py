@@ -12,7 +12,7 @@ from tests.contract.source import python_files, tree, where
 KINDS = {"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"}
 LABELS = {
     "code": "ok or an ErrorCode",
-    "kind": "of tokens: prompt, completion, reasoning, cached; under a master key: data_key, key_pair",
+    "kind": "of tokens: prompt, completion, reasoning, cached; under a master key: data_key, key_pair, verifier",
     "method": "HTTP methods that have a route, or other",
     "outcome": "of a sync: applied, unchanged, refused, failed",
     "result": "a Literal in the code beside the metric",

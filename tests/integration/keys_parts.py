@@ -2,7 +2,7 @@
 the bus users who talk to it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -43,7 +43,8 @@ INSTANCE = "executor-1"
 @dataclass
 class Upstream:
     """Answers `GET /key` as a test says: a status and facts, raw bytes, or nothing until it is let go; keys among `dead`
-    with 401. `GET /credits` is refused, as most keys are, unless there are `credits`."""
+    with 401. What is under `meanwhile` for a key happens, once, while it is asked about that key. `GET /credits` is refused,
+    as most keys are, unless there are `credits`."""
 
     url: str
     status: int = 200
@@ -51,16 +52,20 @@ class Upstream:
     raw: bytes | None = None
     hold: asyncio.Event | None = None
     dead: set[str] = field(default_factory=set)
+    meanwhile: dict[str, Callable[[], Awaitable[object]]] = field(default_factory=dict)
     credits: dict[str, Any] | None = None
     authorizations: list[str] = field(default_factory=list)
 
     async def answer(self, request: web.Request) -> web.Response:
         self.authorizations.append(request.headers["Authorization"])
+        key = request.headers["Authorization"].removeprefix("Bearer ")
+        if key in self.meanwhile:
+            await self.meanwhile.pop(key)()
         if self.hold is not None:
             await self.hold.wait()
         if self.raw is not None:
             return web.Response(status=self.status, body=self.raw)
-        if request.headers["Authorization"].removeprefix("Bearer ") in self.dead:
+        if key in self.dead:
             return web.json_response({"error": {"message": "User not found.", "code": 401}}, status=401)
         if self.status != 200:
             error = {"message": "from upstream", "code": self.status}

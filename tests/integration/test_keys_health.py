@@ -10,11 +10,11 @@ import pytest
 import pytest_asyncio
 
 from contracts.errors import ErrorCode, ServiceError
-from contracts.keys import KeyRefusal, KeyStatus, VerifyKey
-from contracts.subjects import KEYS_VERIFY
+from contracts.keys import KeyRefusal, KeyStatus, ListAccess, VerifyKey
+from contracts.subjects import KEYS_ACCESS_LIST, KEYS_VERIFY
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
-from services.keys import verify
+from services.keys import checks, verify
 from tests.integration.keys_parts import (
     LIVE_KEY,
     OTHER_KEY,
@@ -30,7 +30,9 @@ from tests.stack import Database
 
 
 @pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[Upstream]:
+async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Upstream]:
+    # What is due is found at once.
+    monkeypatch.setattr(checks, "_POLL_S", 0.2)
     async with running_upstream() as running:
         yield running
 
@@ -56,6 +58,21 @@ async def check_now(database: Database, owner: str) -> None:
     try:
         await connection.execute(
             "UPDATE keys.user_openrouter_integrations SET next_check_at = now() WHERE owner = $1", owner
+        )
+    finally:
+        await connection.close()
+
+
+async def refused_all_day(database: Database, owner: str) -> None:
+    """As if the owner's key had been refused a hundred times but one, since yesterday."""
+    connection = await asyncpg.connect(database.superuser)
+    try:
+        await connection.execute(
+            """UPDATE keys.user_openrouter_integrations
+               SET rejections = 99, first_refused_at = now() - interval '1 day', refused_at = now() - interval '5 minutes',
+                   asked_at = now() - interval '5 minutes'
+               WHERE owner = $1""",
+            owner,
         )
     finally:
         await connection.close()
@@ -153,6 +170,80 @@ async def test_the_only_key_is_dead_after_a_quarter_of_an_hour(
         assert (await parties.verify("alice")).health == "suspect"
         await let_time_pass(database, "alice", minutes=7)
     assert (await parties.verify("alice")).health == "rejected"
+
+
+async def test_keys_that_are_refused_for_a_whole_day_are_dead_also_when_no_other_works(
+    parties: Parties, upstream: Upstream, database: Database
+) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    await parties.connect("bob", OTHER_KEY)
+    upstream.dead |= {LIVE_KEY, OTHER_KEY}
+    # The second time a day has passed, in which nobody asked.
+    for _ in range(2):
+        for owner in ("alice", "bob"):
+            assert (await parties.verify(owner)).health == "suspect"
+            await let_time_pass(database, owner, hours=30)
+    for owner in ("alice", "bob"):
+        await refused_all_day(database, owner)
+        assert (await parties.verify(owner)).health == "rejected"
+        with pytest.raises(ServiceError, match="test it again or connect a new one"):
+            await parties.lease(owner)
+    upstream.dead.clear()
+    for owner in ("alice", "bob"):
+        await check_now(database, owner)
+        await until_health(parties, owner, "ok")
+
+
+async def test_an_upstream_that_is_too_slow_about_the_others_is_not_shown_to_work(
+    parties: Parties, upstream: Upstream, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await parties.connect("bob", OTHER_KEY)
+    await parties.connect("alice", LIVE_KEY)
+    upstream.dead.add(LIVE_KEY)
+    assert (await parties.verify("alice")).health == "suspect"
+    await let_time_pass(database, "alice", minutes=2)
+    with monkeypatch.context() as impatient:
+        impatient.setattr(checks, "_WITNESSES_S", 0)
+        assert (await parties.verify("alice")).health == "suspect"
+    assert (await parties.verify("alice")).health == "rejected"
+
+
+async def test_a_witness_that_leaves_meanwhile_says_nothing(
+    parties: Parties, upstream: Upstream, database: Database
+) -> None:
+    third_key = "sk-or-v1-" + "th1rdk3y" * 8
+    await parties.connect("carol", third_key)
+    await parties.connect("bob", OTHER_KEY)
+    await parties.connect("alice", LIVE_KEY)
+    upstream.dead.add(LIVE_KEY)
+    assert (await parties.verify("alice")).health == "suspect"
+    for owner in ("alice", "bob", "carol"):
+        await let_time_pass(database, owner, minutes=2)
+
+    async def both_leave() -> None:
+        await parties.disconnect("bob")
+        await parties.disconnect("carol")
+
+    # Bob is asked about first, then it would be carol's turn.
+    upstream.meanwhile[OTHER_KEY] = both_leave
+    assert (await parties.verify("alice")).health == "suspect"
+    assert upstream.authorizations[-2:] == [f"Bearer {LIVE_KEY}", f"Bearer {OTHER_KEY}"]
+
+
+async def test_a_key_that_is_replaced_while_its_witnesses_are_asked_is_not_rejected(
+    parties: Parties, upstream: Upstream, database: Database
+) -> None:
+    await parties.connect("bob", OTHER_KEY)
+    await parties.connect("alice", LIVE_KEY)
+    upstream.dead.add(LIVE_KEY)
+    assert (await parties.verify("alice")).health == "suspect"
+    for owner in ("alice", "bob"):
+        await let_time_pass(database, owner, minutes=2)
+    upstream.meanwhile[OTHER_KEY] = lambda: parties.connect("alice", "sk-or-v1-" + "n3wk3y00" * 8)
+    status = await parties.verify("alice")
+    assert (status.version, status.health) == (2, "ok")
+    log = await parties.gateway.call(KEYS_ACCESS_LIST, ListAccess(owner="alice"))
+    assert "rejected" not in {entry.result for entry in log.items}
 
 
 async def test_keys_of_the_sandbox_are_no_witnesses_for_live_ones(
@@ -313,6 +404,33 @@ async def test_keys_are_asked_about_in_their_time_by_one_replica_each(
         for owner in owners:
             await until_health(parties, owner, "exhausted")
         assert sorted(upstream.authorizations) == [f"Bearer sk-or-v1-{owner}-0123456789" for owner in owners]
+
+
+async def test_checking_goes_on_after_a_key_that_cannot_be_checked(
+    parties: Parties, upstream: Upstream, database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await parties.connect("alice", LIVE_KEY)
+    await parties.connect("bob", OTHER_KEY)
+    connection = await asyncpg.connect(database.superuser)
+    try:
+        await connection.execute(
+            "UPDATE keys.user_openrouter_integrations SET encrypted_key = wrapped_data_key WHERE owner = 'bob'"
+        )
+    finally:
+        await connection.close()
+    upstream.status = 503
+    for owner in ("alice", "bob"):
+        await check_now(database, owner)
+    said = ""
+    async with asyncio.timeout(15):
+        while said.count("key_not_checked") < 2:
+            await asyncio.sleep(0.1)
+            said += capsys.readouterr().out
+    assert "unavailable" in said
+    assert "internal" in said
+    upstream.status, upstream.facts = 200, {"limit": 3, "limit_remaining": 0}
+    await check_now(database, "alice")
+    await until_health(parties, "alice", "exhausted")
 
 
 async def test_the_next_check_is_hours_away_for_a_key_that_works(parties: Parties, database: Database) -> None:

@@ -134,9 +134,14 @@ def test_one_rejection_kills_no_key_whatever_else_is_known() -> None:
     assert not needs_witnesses(1)
 
 
-def test_repeated_rejections_kill_a_key_while_others_work_and_never_while_none_does() -> None:
+def test_repeated_rejections_kill_a_key_while_others_work() -> None:
     assert is_dead(2, timedelta(minutes=1), others_work=True)
-    assert not is_dead(1000, timedelta(days=30), others_work=False)
+
+
+def test_while_no_key_works_it_takes_many_rejections_and_a_whole_day() -> None:
+    assert not is_dead(1000, timedelta(hours=23), others_work=False)
+    assert not is_dead(99, timedelta(days=30), others_work=False)
+    assert is_dead(100, timedelta(days=1), others_work=False)
 
 
 def test_without_others_it_takes_more_rejections_over_a_longer_time() -> None:
