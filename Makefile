@@ -34,7 +34,9 @@ test-fast: $(INSTALLED) ## Run the tests that need no servers
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/unit tests/contract
 
 coverage-keys: $(INSTALLED) ## Show that every line that decides about a secret is run by a test
+	@$(BIN)/python -m coverage erase
 	@$(BIN)/python -m coverage run -m pytest tests/integration/test_keys_*.py tests/unit/test_keys_*.py tests/unit/test_sealing.py
+	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 
 check: $(INSTALLED) ## Lint, types, and whether the generated documents are up to date

@@ -13,6 +13,7 @@ from services.gateway.routing import Gateway
 from services.gateway.runs import Runs
 from services.gateway.stored_media import MediaStore
 from services.gateway.watch import Outages
+from services.runtime.hardening import deny_dumps
 from services.runtime.service import Service, run
 from services.runtime.settings import ServiceSettings
 
@@ -65,6 +66,7 @@ def build(settings: Settings) -> Service:
 
 
 def main() -> None:
+    deny_dumps()
     run(lambda: build(Settings()))
 
 

@@ -3,6 +3,7 @@ ring, ends cleanly, and a marked key that goes through all of its ways is found 
 
 import asyncio
 import base64
+import os
 import secrets
 import sys
 from collections.abc import AsyncIterator
@@ -43,6 +44,11 @@ def master_key(key_id: str) -> str:
     return f"{key_id}:{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
 
+def measured() -> dict[str, str]:
+    """What a child process needs in its environment to be counted by `make coverage-keys`; nothing in other runs."""
+    return {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+
+
 def keys_process(
     database: Database, nats: Nats, credentials: Credentials, log: Path, **environment: str | None
 ) -> Service:
@@ -61,7 +67,11 @@ def keys_process(
     child = Child(
         "keys",
         [sys.executable, "-m", "services.keys.main"],
-        env={**inherited_environment(), **{name: value for name, value in values.items() if value is not None}},
+        env={
+            **inherited_environment(),
+            **measured(),
+            **{name: value for name, value in values.items() if value is not None},
+        },
         log=log,
         cwd=ROOT,
     )
