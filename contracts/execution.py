@@ -194,10 +194,15 @@ class ExecutionResult(Contract):
 
 
 class ExecutionAccepted(Contract):
-    """The run exists; follow its events or ask for it by id. A repeated request may find it ended already."""
+    """The run exists; follow its events or ask for it by id. A repeated request may find it ended already.
+
+    With `output_expired` it is all there is left to say: the run ended, was paid once, and its output is not kept any more.
+    """
 
     execution_id: UUID
     status: ExecutionStatus
+    output_expired: bool = Field(default=False, description="The output was deleted; the receipt stays.")
+    cost: Cost | PriceOnly | None = Field(default=None, description="What the run cost, where its output has expired.")
 
 
 RunReply = ExecutionResult | ExecutionAccepted

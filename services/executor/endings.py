@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 from uuid import UUID
 
 from pydantic import TypeAdapter
@@ -23,6 +23,7 @@ from contracts.execution import (
     CallerReceipt,
     Cost,
     CostStatus,
+    ExecutionAccepted,
     ExecutionResult,
     OutputPart,
     PriceOnly,
@@ -42,6 +43,7 @@ from services.runtime.sealing import Locked
 
 EndStatus = Literal["succeeded", "failed", "canceled", "interrupted"]
 ZERO = Decimal(0)
+Reply = TypeVar("Reply", bound=ExecutionResult | ExecutionAccepted)
 _PRICING: TypeAdapter[Pricing] = TypeAdapter(Pricing)
 
 
@@ -167,11 +169,11 @@ def finished_for(publisher: str, receipt: CallerReceipt) -> OutgoingMessage:
     )
 
 
-def for_caller(result: ExecutionResult, owner: str, caller: Caller) -> ExecutionResult:
-    """A result as its caller may see it: the cost is the creator's affair."""
-    if is_creator(owner, caller) or isinstance(result.cost, PriceOnly):
-        return result
-    return result.model_copy(update={"cost": PriceOnly(price_usd=result.cost.price_usd)})
+def for_caller(reply: Reply, owner: str, caller: Caller) -> Reply:
+    """A result, or what is left of one, as its caller may see it: the cost is the creator's affair."""
+    if is_creator(owner, caller) or not isinstance(reply.cost, Cost):
+        return reply
+    return cast("Reply", reply.model_copy(update={"cost": PriceOnly(price_usd=reply.cost.price_usd)}))
 
 
 def result_of(ended: EndedRun, answer: Answer | None, stored: Mapping[RawMedia, OutputPart]) -> ExecutionResult:

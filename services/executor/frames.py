@@ -13,20 +13,22 @@ import nats.errors
 import orjson
 import structlog
 from nats.aio.client import Client
+from prometheus_client import Counter
 
 from contracts.base import Contract
 from contracts.execution import FrameType, OutputPart, Snapshot
-from contracts.subjects import frames_subject
-from services.runtime.bus import encode
+from contracts.subjects import FRAMES_STREAM, frames_subject
+from services.runtime.bus import Bus, encode
 
 log = structlog.get_logger()
 
 
 class Frames:
-    """The frames of one run, and all that they have said so far."""
+    """The frames of one run, and all that they have said so far. `lost` counts those that could not be sent."""
 
-    def __init__(self, nc: Client, viewer: str, execution_id: UUID) -> None:
+    def __init__(self, nc: Client, viewer: str, execution_id: UUID, lost: Counter) -> None:
         self._nc = nc
+        self._lost = lost
         self._subject = frames_subject(viewer, execution_id)
         self._execution_id = execution_id
         self.seq = 0
@@ -39,6 +41,7 @@ class Frames:
         try:
             await self._nc.publish(self._subject, b'{"seq":%d,"type":"%b","data":%b}' % (self.seq, kind.encode(), data))
         except nats.errors.Error as error:
+            self._lost.inc()
             log.warning("frame_lost", execution_id=str(self._execution_id), seq=self.seq, error=type(error).__name__)
 
     async def send(self, kind: FrameType, data: Contract) -> None:
@@ -65,3 +68,13 @@ class Frames:
             outputs=self._outputs,
         )
         await self.send("snapshot", snapshot)
+
+
+async def last_seq(bus: Bus, viewer: str, execution_id: UUID) -> int | None:
+    """The number of the last frame that is still stored of a run; None where none is, or nobody answers."""
+    try:
+        message = await bus.js.get_last_msg(FRAMES_STREAM.name, frames_subject(viewer, execution_id))
+        seq = orjson.loads(message.data or b"")["seq"]
+    except (nats.errors.Error, TimeoutError, ValueError, TypeError, KeyError):
+        return None
+    return seq if isinstance(seq, int) else None

@@ -16,7 +16,6 @@ from contracts.execution import (
     ExecutionAccepted,
     ExecutionCanceling,
     ExecutionPage,
-    ExecutionResult,
     ExecutionView,
     GetExecution,
     GetOwnExecution,
@@ -34,6 +33,7 @@ from services.executor.views import no_such_run, view_of
 from services.runtime.bus import Bus, current_call
 
 _CANCEL_WAIT_S = 1.5
+_ANSWER_MARGIN_S = 0.25
 _CANCEL_LOOK_S = 0.05
 
 
@@ -61,11 +61,22 @@ class Handlers:
             owner, reply = earlier.owner, await self._runner.reply_of(earlier.id)
         else:
             owner, reply = prepared.resource.owner, await self._runner.run(prepared)
-        return for_caller(reply, owner, request.caller) if isinstance(reply, ExecutionResult) else reply
+        return for_caller(reply, owner, request.caller)
 
     async def run_as(self, request: ExecuteRequest) -> RunReply:
-        """Run as the publisher in the subject."""
-        return await self.run(execute_as(current_call().publisher, request, new_execution_id()))
+        """Run as the publisher in the subject, who is told the id of the run while there is still time to answer."""
+        call = current_call()
+        execute = execute_as(call.publisher, request, new_execution_id())
+        left_s = call.remaining_s()
+        try:
+            async with asyncio.timeout(max(left_s - _ANSWER_MARGIN_S, left_s / 2)):
+                return await self.run(execute)
+        except TimeoutError:
+            raise ServiceError(
+                ErrorCode.TIMEOUT,
+                "The answer took too long. The run may go on: ask for it by its execution_id.",
+                execution_id=execute.execution_id,
+            ) from None
 
     async def enqueue(self, request: Execute) -> ExecutionAccepted:
         """Accept durably."""
@@ -110,8 +121,9 @@ class Handlers:
         was = await self._store.request_cancel(row.id)
         if was == "queued" and await self._jobs.cancel_queued(row):
             return await self.get(request)
-        if was is not None and not self._runner.cancel(row.id):
-            await self._announce_cancel(row.id, Caller(kind=row.caller_kind, id=row.caller_id))
+        whose = Caller(kind=row.caller_kind, id=row.caller_id)
+        if was is not None and not self._runner.cancel(row.id, whose):
+            await self._announce_cancel(row.id, whose)
         for _ in range(round(_CANCEL_WAIT_S / _CANCEL_LOOK_S)):
             row = await self._row(request)
             if row.status in TERMINAL_STATUSES:
@@ -127,7 +139,7 @@ class Handlers:
         return await self.cancel(GetExecution(execution_id=request.execution_id, caller=_publisher()))
 
     async def canceling(self, event: ExecutionCanceling) -> None:
-        if not self._runner.cancel(event.execution_id):
+        if not self._runner.cancel(event.execution_id, event.caller):
             self._runner.cancel_early(event.execution_id, event.caller)
 
     async def _row(self, request: GetExecution) -> Execution:

@@ -196,11 +196,11 @@ class Jobs:
         """End a run that never reached upstream: nothing was billed."""
         ended = ended_row(row, [], status, error)
         result = None if error is not None else result_of(ended, None, {})
-        locked = self._results.lock(result) if result is not None else None
+        locked = self._results.lock(result, self._results.keep) if result is not None else None
         if await self._store.finish(
             row.id, token, ending_of(ended, last_seq=1, result=locked, keep=self._results.keep)
         ):
-            frames = Frames(self._bus.nc, row.viewer, row.id)
+            frames = Frames(self._bus.nc, row.viewer, row.id, self._metrics.frames_lost)
             if error is not None:
                 await frames.send("failed", error)
             elif result is not None:

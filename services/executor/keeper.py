@@ -12,9 +12,11 @@ import structlog
 
 from contracts.errors import ErrorCode
 from services.executor.endings import ended_row, ending_of, interrupted
+from services.executor.frames import Frames, last_seq
 from services.executor.metrics import ExecutorMetrics
 from services.executor.runs import Runner
 from services.executor.store import Execution, Store
+from services.runtime.bus import Bus
 
 log = structlog.get_logger()
 
@@ -26,7 +28,10 @@ _JANITOR_EVERY_S = 300.0
 
 
 class Keeper:
-    def __init__(self, store: Store, runner: Runner, metrics: ExecutorMetrics, wake_outbox: asyncio.Event) -> None:
+    def __init__(
+        self, bus: Bus, store: Store, runner: Runner, metrics: ExecutorMetrics, wake_outbox: asyncio.Event
+    ) -> None:
+        self._bus = bus
         self._store = store
         self._runner = runner
         self._metrics = metrics
@@ -78,9 +83,16 @@ class Keeper:
 
     async def _interrupt(self, row: Execution) -> None:
         assert row.lease_token is not None
-        ended = ended_row(row, await self._store.attempts(row.id), "interrupted", interrupted(row.id))
-        ending = ending_of(ended, last_seq=None, result=None, keep=timedelta(0))
+        error = interrupted(row.id)
+        ended = ended_row(row, await self._store.attempts(row.id), "interrupted", error)
+        # Where the frames are lost too, nobody knows the number of the end: it is the next one of whoever looks.
+        said = await last_seq(self._bus, row.viewer, row.id)
+        frames = Frames(self._bus.nc, row.viewer, row.id, self._metrics.frames_lost)
+        ending = ending_of(ended, last_seq=None if said is None else said + 1, result=None, keep=timedelta(0))
         if await self._store.finish(row.id, row.lease_token, ending):
+            if said is not None:
+                frames.seq = said
+                await frames.send("failed", error)
             self._metrics.executions.labels("interrupted", ErrorCode.UNAVAILABLE.value).inc()
             unknown = sum(attempt.cost_status == "unknown" for attempt in ended.attempts)
             if unknown:

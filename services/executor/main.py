@@ -111,7 +111,7 @@ def build(settings: Settings) -> Service:
         outgoing=outgoing,
     )
     runner.wake_at_end += [outgoing, jobs.wake]
-    keeper = Keeper(store, runner, metrics, outgoing)
+    keeper = Keeper(bus, store, runner, metrics, outgoing)
     outbox = Outbox(bus, store, metrics, outgoing)
     _serve(bus, Handlers(bus=bus, store=store, preparation=preparation, runner=runner, jobs=jobs, results=results))
     _keep_in_touch(service, settings, runner, calls, leases, resolutions)

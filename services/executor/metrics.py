@@ -48,4 +48,7 @@ class ExecutorMetrics:
         self.jobs_accepted = Counter(
             "x402jobs_jobs_accepted", "Jobs taken from the inbox into rows.", registry=registry
         )
+        self.frames_lost = Counter(
+            "x402jobs_frames_lost", "Frames that the bus did not take; a snapshot covers them.", registry=registry
+        )
         self.media_bytes = Counter("x402jobs_media_bytes", "Bytes of media stored.", registry=registry)

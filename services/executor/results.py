@@ -19,14 +19,15 @@ log = structlog.get_logger()
 
 
 class Results:
-    """`keep` is how long a result stays; receipts stay for ever."""
+    """`keep` is how long a result stays, zero for not at all; receipts stay for ever."""
 
     def __init__(self, keyring: Keyring, keep: timedelta) -> None:
         self._keyring = keyring
         self.keep = keep
 
-    def lock(self, result: ExecutionResult) -> Locked:
-        return self._keyring.encrypt(encode(result), result.execution_id.bytes)
+    def lock(self, result: ExecutionResult, keep: timedelta) -> Locked | None:
+        """None for a result that is not to be kept: it is delivered, and written nowhere."""
+        return self._keyring.encrypt(encode(result), result.execution_id.bytes) if keep else None
 
     def open(self, row: Execution) -> ExecutionResult | None:
         """The whole result with its cost as it is known today; None when the output is not kept any more."""

@@ -46,7 +46,7 @@ from services.executor.metrics import ExecutorMetrics
 from services.executor.normalise import Answer
 from services.executor.preparation import Prepared, request_hash
 from services.executor.pricing import cost_of
-from services.executor.results import Results
+from services.executor.results import Results, cost_of_row
 from services.executor.slots import Slots
 from services.executor.store import Ending, Execution, Store
 from services.runtime.bus import Bus
@@ -134,7 +134,7 @@ class Runner:
 
     def begin(self, prepared: Prepared, token: UUID, queued_ms: int) -> asyncio.Task[RunReply]:
         """Start a run whose row is running under `token`. The task outlives whoever waits for it."""
-        frames = Frames(self._bus.nc, prepared.execute.viewer, prepared.id)
+        frames = Frames(self._bus.nc, prepared.execute.viewer, prepared.id, self._metrics.frames_lost)
         run = Run(prepared.id, token, prepared, frames, queued_ms, time.monotonic())
         self.runs[token] = run
         self._metrics.slots_in_use.inc()
@@ -170,19 +170,15 @@ class Runner:
             raise ServiceError.from_body(ErrorBody.model_validate(row.error))
         result = self._results.open(row)
         if result is None:
-            raise ServiceError(
-                ErrorCode.CONFLICT,
-                "This run succeeded earlier and its output is not kept any more; send a new Idempotency-Key to run again.",
-                execution_id=row.id,
-            )
+            return ExecutionAccepted(execution_id=row.id, status=row.status, output_expired=True, cost=cost_of_row(row))
         return result
 
     # Stopping ---------------------------------------------------------------------------------------------------------
 
-    def cancel(self, execution_id: UUID) -> bool:
-        """Stop a run if it is one of ours."""
+    def cancel(self, execution_id: UUID, caller: Caller) -> bool:
+        """Stop this caller's run if it is one of ours."""
         for run in self.runs.values():
-            if run.id == execution_id:
+            if run.id == execution_id and run.prepared.execute.caller == caller:
                 run.stop("canceled")
                 return True
         return False
@@ -269,7 +265,7 @@ class Runner:
         ending = ending_of(
             ended,
             last_seq=run.frames.seq + 1,
-            result=self._results.lock(result) if result is not None else None,
+            result=self._results.lock(result, self._results.keep) if result is not None else None,
             keep=self._results.keep,
             media=[part.url.rpartition("/")[2] for part in run.stored.values() if isinstance(part, MediaPart)],
         )

@@ -26,6 +26,7 @@ from contracts.keys import Mode
 from services.executor import faults
 from services.executor.faults import Fault, Phase, UpstreamFailed
 from services.executor.parts import cost_of_usage, count_of, decode_exactly, string_of
+from services.runtime.cookies import no_cookies
 
 _CONNECT_TIMEOUT_S = 10.0
 _TAIL_S = 5.0
@@ -149,8 +150,17 @@ class Upstream:
                 timeout=httpx2.Timeout(None, connect=_CONNECT_TIMEOUT_S),
                 limits=httpx2.Limits(max_connections=_MAX_CONNECTIONS, keepalive_expiry=_KEEPALIVE_S),
                 follow_redirects=False,
+                cookies=no_cookies(),
                 event_hooks={"response": [_refuse_failure]},
             ),
+        )
+        # The transport below keeps a jar of its own unless it is given a session.
+        transport: Any = self._client._client._transport  # noqa: SLF001
+        transport.client = lambda: aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_S, ssl=transport.ssl_context
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
         # The SDK reads these from its environment variables, and they are nobody's business upstream.
         self._client.organization = self._client.project = None

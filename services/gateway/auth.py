@@ -61,6 +61,7 @@ class SigningKeys:
     def __init__(self, url: str) -> None:
         self._client = jwt.PyJWKClient(url, cache_jwk_set=False, timeout=_FETCH_TIMEOUT_S)
         self._keys: list[jwt.PyJWK] = []
+        # Of the latest question, answered or not: an issuer that is down is not asked again by every request.
         self._asked_at = -float("inf")
         self._lock = asyncio.Lock()
 
@@ -71,6 +72,10 @@ class SigningKeys:
         if age_s > _KEYS_LIFETIME_S or (found is None and age_s > _REFETCH_PAUSE_S):
             await self._refresh()
             found = self._known(key_id)
+        if not self._keys:
+            raise ServiceError(
+                ErrorCode.UNAVAILABLE, "Tokens cannot be checked at the moment; try again.", retry_after_s=5
+            )
         return found
 
     def _known(self, key_id: str | None) -> jwt.PyJWK | None:
@@ -85,12 +90,8 @@ class SigningKeys:
             try:
                 document = await asyncio.to_thread(self._client.get_jwk_set)
             except jwt.PyJWTError as error:
-                log.warning("signing_keys_unreachable", error=type(error).__name__)
-                if not self._keys:
-                    raise ServiceError(
-                        ErrorCode.UNAVAILABLE, "Tokens cannot be checked at the moment; try again.", retry_after_s=5
-                    ) from None
                 # Old keys are better than none; the issuer is asked again after the pause.
+                log.warning("signing_keys_unreachable", error=type(error).__name__)
             else:
                 self._keys = [key for key in document.keys if key.algorithm_name in ASYMMETRIC]
             self._asked_at = time.monotonic()

@@ -53,10 +53,12 @@ def build(settings: Settings) -> Service:
         secret=settings.jwt_secret.get_secret_value() if settings.jwt_secret is not None else None,
         jwks_url=settings.jwks_url,
     )
+    outages = Outages(service.bus)
+    service.on_stopping(outages.leave)
     gateway = Gateway(
         bus=service.bus,
         verifier=verifier,
-        runs=Runs(service.bus, Outages(service.bus)),
+        runs=Runs(service.bus, outages),
         recipients=Recipients(service.bus),
         media=MediaStore(service.bus),
         health=service.health,

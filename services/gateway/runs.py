@@ -243,6 +243,8 @@ class Runs:
             yield sse.COMMENT
             async for steps in watch.steps(ended=ended):
                 yield _encode(steps, ref.execution_id)
+            if watch.must_move and not watch.sequence.ended:
+                yield sse.RECONNECT
 
     # Leaving ----------------------------------------------------------------------------------------------------------
 

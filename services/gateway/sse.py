@@ -5,6 +5,8 @@ from __future__ import annotations
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 COMMENT = b": keep-alive\n\n"
+RECONNECT = b"retry: 500\n\n"
+"""Before a view ends early: a browser asks again this many milliseconds later, with the number of its last event."""
 MAX_EVENT_ID = 2**53
 
 

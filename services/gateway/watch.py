@@ -73,11 +73,18 @@ class Client:
 
 
 class Outages:
-    """Tells every open view when the bus came back: what was said meanwhile is lost to it."""
+    """Tells every open view when the bus came back: what was said meanwhile is lost to it. And when this gateway goes."""
 
     def __init__(self, bus: Bus) -> None:
         self.views: set[Watch] = set()
+        self.leaving = False
         bus.on_reconnect(self._announce)
+
+    async def leave(self) -> None:
+        """This gateway stops: whoever can go on watching at another one is sent there."""
+        self.leaving = True
+        for view in self.views:
+            view.wake()
 
     async def _announce(self) -> None:
         for view in self.views:
@@ -130,6 +137,11 @@ class Watch:
         await self._close(self._source)
 
     # Waiting ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def must_move(self) -> bool:
+        """Whether this view ends here without an end of its run: its client asks another gateway for the rest."""
+        return self._whole and self._outages.leaving
 
     def wake(self) -> None:
         """Something happened: whoever waits looks again."""
@@ -230,13 +242,13 @@ class Watch:
     ) -> AsyncGenerator[list[Step], None]:
         """The steps to show, several at once when they came together, until the last; an empty list after 15 s of nothing.
 
-        Ends early when the client is gone. `reply` is the pending answer to the request that started the run: an error
+        Ends early when the client is gone or has to move. `reply` is the pending answer to the request that started the run: an error
         in it counts when no last frame follows within a second. `ended`: the run is over, its frames cannot be far.
         """
         clock = asyncio.get_running_loop().time
         ask_at, comment_at = clock() + SILENCE_S, clock() + COMMENT_S
         settle_at = clock() + GRACE_S if ended else None
-        while not self.client.gone:
+        while not (self.client.gone or self.must_move):
             if shown := self.sequence.take(self._arrived()):
                 yield shown
                 if self.sequence.ended:

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from contracts.errors import ErrorCode, ServiceError, invalid
 from services.keys.envelope import mode_of
 from services.keys.facts import KeyFacts, Refusal, is_spend_limit, read_credits, read_facts
+from services.runtime.cookies import no_cookies
 
 TIMEOUT_S = 10
 _CREDITS_TIMEOUT_S = 3
@@ -27,7 +28,7 @@ class Verifier:
 
     def __init__(self, live_url: str, sandbox_url: str | None) -> None:
         self._urls = {"live": live_url, "test": sandbox_url}
-        self._client = httpx.AsyncClient(timeout=TIMEOUT_S)
+        self._client = httpx.AsyncClient(timeout=TIMEOUT_S, cookies=no_cookies())
 
     async def close(self) -> None:
         await self._client.aclose()

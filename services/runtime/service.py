@@ -68,6 +68,7 @@ class Service:
         self._drain_timeout_s = drain_timeout_s
         self._before_bus: list[Hook] = []
         self._after_bus: list[Hook] = []
+        self._stopping_hooks: list[Hook] = []
         self._drain_hooks: list[Hook] = []
         self._stop_hooks: list[Hook] = []
         self._background: list[tuple[str, Hook]] = []
@@ -83,6 +84,10 @@ class Service:
     def after_bus(self, hook: Hook) -> None:
         """Run at start once the bus is connected: streams, first loads."""
         self._after_bus.append(hook)
+
+    def on_stopping(self, hook: Hook) -> None:
+        """Run at stop before anything else: end here what would go on for as long as it is let."""
+        self._stopping_hooks.append(hook)
 
     def on_drain(self, hook: Hook) -> None:
         """Run at stop once no new work can arrive, while background work still goes on: wait here for what is running."""
@@ -145,6 +150,7 @@ class Service:
     async def stop(self) -> None:
         log.info("service_stopping")
         self.health.stopping = True
+        await self._run_hooks(self._stopping_hooks)
         for server, task in reversed(self._servers[1:]):
             server.should_exit = True
             await task

@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from contracts.catalog import Timeouts
 from contracts.errors import ErrorCode
-from contracts.execution import ExecutionResult, PriceOnly
+from contracts.execution import ExecutionAccepted, ExecutionResult, PriceOnly
 from contracts.subjects import EXECUTION_ENQUEUE
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
@@ -91,9 +91,29 @@ async def test_output_is_gone_when_its_time_has_come_and_the_rest_is_not(house: 
         await eventually(expired)
         view = await house.view(result.execution_id)
         assert (view.status, view.result, view.cost) == ("succeeded", None, PriceOnly(price_usd=CENT.price_usd))
-        error = await house.refused(house.ask(house.execute(resource, idempotency_key="k")))
-        assert (error.code, error.body.execution_id) == (ErrorCode.CONFLICT, result.execution_id)
+        again = await house.ask(house.execute(resource, idempotency_key="k"))
+        assert again == ExecutionAccepted(
+            execution_id=result.execution_id,
+            status="succeeded",
+            output_expired=True,
+            cost=PriceOnly(price_usd=CENT.price_usd),
+        )
         assert len(await house.calls()) == 1
+
+
+async def test_output_that_is_not_to_be_kept_is_delivered_and_written_nowhere(house: House) -> None:
+    resource = house.other.offer("sandbox/echo")
+    async with executor_in(house, keep_results_hours=0):
+        result = await house.run(resource, idempotency_key="k")
+        assert result.text == "hello"
+        assert (await house.until_frame(result.execution_id, "completed"))["data"]["text"] == "hello"
+        row = await house.row(result.execution_id)
+        assert row is not None
+        assert (row["result"], row["result_key_id"], row["result_expires_at"]) == (None, None, None)
+        again = await house.ask(house.execute(resource, idempotency_key="k"))
+        assert isinstance(again, ExecutionAccepted)
+        assert (again.execution_id, again.output_expired) == (result.execution_id, True)
+        assert (await house.receipt(result.execution_id)).cost.price_usd == CENT.price_usd
 
 
 # Stopping -------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.base import new_execution_id
-from contracts.errors import ErrorCode
+from contracts.errors import ErrorBody, ErrorCode
 from contracts.execution import CallerReceipt, Execute, ExecutionAccepted, ExecutionResult, Frame, PriceOnly, Receipt
 from contracts.keys import KeysChanged
 from contracts.permissions import inbox_prefix
@@ -25,6 +25,7 @@ from contracts.subjects import (
     EXECUTION_ENQUEUE,
     EXECUTION_FINISHED,
     KEYS_CHANGED,
+    TIMEOUT_HEADER,
     as_publisher,
     frames_subject,
 )
@@ -283,6 +284,19 @@ async def test_publisher_reads_its_own_frames_and_runs(
     for rpc in (AS_GET, AS_CANCEL):
         assert orjson.loads((await other.request(as_publisher(rpc.subject, "other"), ask)).data)["code"] == "not_found"
     await other.close()
+
+
+async def test_publisher_whose_run_takes_too_long_is_told_which_run_it_is(house: House) -> None:
+    body = orjson.dumps({"resource": house.other.offer("sandbox/slow"), "input": {"text": "hi"}})
+    subject = as_publisher(AS_RUN.subject, "demo")
+    reply = await house.publisher.request(subject, body, timeout=5, headers={TIMEOUT_HEADER: "900"})
+    error = ErrorBody.model_validate_json(reply.data)
+    assert error.code is ErrorCode.TIMEOUT
+    assert error.execution_id is not None
+    ask = orjson.dumps({"execution_id": str(error.execution_id)})
+    view = orjson.loads((await house.publisher.request(as_publisher(AS_GET.subject, "demo"), ask)).data)
+    assert view["status"] == "running"
+    await house.publisher.request(as_publisher(AS_CANCEL.subject, "demo"), ask, timeout=5)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ from deploy.local.nats import Nats
 from deploy.local.ports import free_port
 from deploy.local.postgres import Postgres
 from services.executor import costs, keeper, main
+from services.executor.frames import Frames
+from services.executor.metrics import ExecutorMetrics
 from services.executor.store import NewExecution, Store
 from services.runtime.postgres import create_pool
 from tests.integration.executor_parts import (
@@ -226,6 +228,24 @@ async def test_run_of_a_dead_executor_is_ended_by_one_of_two_reapers(house: Hous
         labels = {"status": "interrupted", "code": "unavailable"}
         assert sum(counted(s.registry, "x402jobs_executions_total", **labels) for s in (first, second)) == 2
     assert [len(await house.receipts(execution_id)) for execution_id in (known, unknown)] == [2, 1]
+
+
+@pytest.mark.usefixtures("short_leases")
+async def test_end_of_a_reaped_run_has_a_number_and_is_told_to_whoever_watches(house: House) -> None:
+    demo = Caller(kind="service", id="demo")
+    dead = await orphan(house, None, caller=demo)
+    lease = "UPDATE executor.executions SET lease_until = now() + $1::interval"
+    await house.database.execute(lease, timedelta(hours=1))
+    async with executor_in(house) as service:
+        frames = Frames(service.bus.nc, "gateway", dead, ExecutorMetrics(CollectorRegistry()).frames_lost)
+        for word in ("Rain", " falls"):
+            await frames.text(word)
+        await service.bus.nc.flush()
+        await house.database.execute(lease, timedelta(hours=-1))
+        failed = await house.until_frame(dead, "failed")
+        assert (failed["seq"], failed["data"]["code"]) == (3, "unavailable")
+        view = await house.view(dead, demo)
+        assert (view.status, view.last_seq) == ("interrupted", 3)
 
 
 async def test_slot_of_a_dead_executor_is_free_before_it_is_reaped(house: House) -> None:

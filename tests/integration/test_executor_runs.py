@@ -5,6 +5,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,9 +15,18 @@ import pytest_asyncio
 from contracts.base import new_execution_id
 from contracts.catalog import Availability, CostPlusPrice, Timeouts
 from contracts.errors import ErrorCode
-from contracts.execution import Caller, Cost, ExecutionAccepted, ExecutionResult, ListExecutions, PriceOnly, Receipt
+from contracts.execution import (
+    Caller,
+    Cost,
+    ExecutionAccepted,
+    ExecutionCanceling,
+    ExecutionResult,
+    ListExecutions,
+    PriceOnly,
+    Receipt,
+)
 from contracts.keys import KeysChanged
-from contracts.subjects import EXECUTION_LIST, KEYS_CHANGED
+from contracts.subjects import EXECUTION_CANCELING, EXECUTION_LIST, KEYS_CHANGED
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from services.runtime.service import Service
@@ -297,6 +307,23 @@ async def test_cancel_on_another_executor_reaches_the_one_that_runs_it(house: Ho
     assert {view.status for view in views} == {"canceled"}
     assert (await running).status == "canceled"
     assert len(await house.receipts(execution_id)) >= 1
+
+
+async def test_cancel_said_of_somebody_elses_run_stops_nothing(house: House) -> None:
+    execution_id, running = begin(house, house.other.offer("sandbox/long"))
+    await house.until_frame(execution_id, "text")
+    async with executor_in(house) as another:
+        for caller in (EVE, BOB):
+            await another.bus.publish(EXECUTION_CANCELING, ExecutionCanceling(execution_id=execution_id, caller=caller))
+            await another.bus.nc.flush()
+            if caller is EVE:
+                seen = len(house.frames[execution_id])
+                await eventually(partial(_more_frames, house, execution_id, seen + 5))
+        assert (await running).status == "canceled"
+
+
+async def _more_frames(house: House, execution_id: UUID, than: int) -> bool:
+    return len(house.frames[execution_id]) > than
 
 
 # Timeouts -------------------------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ async def test_async_run_is_accepted_at_once(client: httpx.AsyncClient, executor
         response = await client.post("/api/execute", json=STREAMED, headers=headers)
     run = str(other.runs[0].execution_id)
     assert response.status_code == 202
-    assert response.json() == {"execution_id": run, "status": "queued"}
+    assert response.json() == {"execution_id": run, "status": "queued", "output_expired": False, "cost": None}
     assert response.headers["location"] == f"/api/executions/{run}"
     assert response.headers["preference-applied"] == "respond-async"
 
@@ -660,6 +660,28 @@ async def test_stopping_gateway_finishes_what_it_has_begun(
             await until(lambda: bool(other.views))
             asyncio.get_running_loop().call_later(0.2, other.release.set)
         assert (await pending).status_code == 200
+
+
+async def test_stopping_gateway_sends_its_views_to_another_one(
+    client: httpx.AsyncClient, nats_server: Nats, credentials: Credentials, executor: Executor
+) -> None:
+    async with executor(hang) as other, httpx.AsyncClient(headers=bearer()) as outside:
+        run = new_execution_id()
+        other.know(run)
+        await other.started(run)
+        await other.text(run, 2, "Rain")
+        path = f"/api/executions/{run}/events"
+        async with running_gateway(nats_server, credentials) as inside:
+            pending = asyncio.create_task(outside.get(f"{inside.base_url}{path}"))
+            await until(lambda: run in other.asked)
+            await asyncio.sleep(0.1)
+        seen = (await pending).text
+        assert seen.endswith("retry: 500\n\n")
+        assert [event.kind for event in events_of(seen.removesuffix("retry: 500\n\n"))] == ["started", "text"]
+        await other.completed(run, 3)
+        other.know(run, "succeeded", result=result_for(run), last_seq=3)
+        rest = await client.get(path, headers={"Last-Event-ID": "2"})
+        assert [(event.seq, event.kind) for event in events_of(rest.text)] == [(3, "completed")]
 
 
 async def test_client_that_is_cut_off_is_noticed(client: httpx.AsyncClient, executor: Executor) -> None:

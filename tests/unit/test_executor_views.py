@@ -24,7 +24,8 @@ COST, PRICE = Decimal("0.002"), Decimal("0.01")
 def ended(status: ExecutionStatus = "succeeded", **changes: Any) -> Execution:
     """A run with a stored result, whose cost became known after its end."""
     run = ended_row(row(**changes), [], "succeeded", None)
-    locked = RESULTS.lock(result_of(run, None, {}).model_copy(update={"text": "words"}))
+    locked = RESULTS.lock(result_of(run, None, {}).model_copy(update={"text": "words"}), RESULTS.keep)
+    assert locked is not None
     money = {"price_usd": PRICE, "cost_usd": COST, "cost_status": "final"}
     kept = {"result": locked.blob, "result_key_id": locked.key_id}
     return row(**{"status": status, "finished_at": NOON, "last_seq": 4, **money, **kept, **changes})

@@ -131,13 +131,14 @@ class _Issuer:
     def __init__(self) -> None:
         self.keys: list[dict[str, Any]] = []
         self.asked = 0
+        self.status = 200
         issuer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 issuer.asked += 1
                 body = json.dumps({"keys": issuer.keys}).encode()
-                self.send_response(200)
+                self.send_response(issuer.status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -193,6 +194,16 @@ async def test_public_key_is_no_shared_secret(issuer: _Issuer) -> None:
     verifier = with_keys(issuer)
     shared = token("a secret that everybody knows already", key_id="o1")
     assert "signed in a way" in await refusal(verifier, f"Bearer {shared}")
+
+
+async def test_issuer_that_fails_is_not_asked_by_every_request(issuer: _Issuer) -> None:
+    issuer.status = 500
+    verifier = with_keys(issuer)
+    for _ in range(3):
+        with pytest.raises(ServiceError) as caught:
+            await verifier.identify(f"Bearer {token(RSA_KEY, 'RS256', 'r1')}")
+        assert caught.value.code is ErrorCode.UNAVAILABLE
+    assert issuer.asked == 1
 
 
 async def test_issuer_that_does_not_answer_is_unavailable(issuer: _Issuer) -> None:

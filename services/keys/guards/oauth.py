@@ -24,6 +24,7 @@ from contracts.keys import BeginOAuth, CompleteOAuth, OAuthBegun
 from services.keys.envelope import read_key
 from services.keys.guards.limits import Limits
 from services.keys.store import Store
+from services.runtime.cookies import no_cookies
 from services.runtime.sealing import Keyring
 
 LIFETIME = timedelta(minutes=10)
@@ -89,7 +90,7 @@ class Authorizations:
         self._auth_url = auth_url
         self._base_url = base_url
         self._allowed_origins = allowed_origins
-        self._client = httpx.AsyncClient(timeout=TIMEOUT_S)
+        self._client = httpx.AsyncClient(timeout=TIMEOUT_S, cookies=no_cookies())
 
     async def close(self) -> None:
         await self._client.aclose()
