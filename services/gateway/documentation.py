@@ -60,7 +60,8 @@ def run_answers() -> dict[int | str, dict[str, Any]]:
         200: {
             "description": "The result, or, with `stream`, its events: any number of `started`, `text`, `reasoning`, `output` "
             "and `snapshot` (replace what you have), then exactly one `completed` (an ExecutionResult) or `failed` (a "
-            "Problem). Lines that begin with a colon keep the connection awake.",
+            "Problem). Lines that begin with a colon keep the connection awake. A repeated request whose output is not kept any "
+            "more is answered with an ExecutionAccepted: `status`, `cost`, `output_expired: true`.",
             "content": {"application/json": {"example": examples.RESULT}, "text/event-stream": events},
         },
         202: {
