@@ -64,7 +64,8 @@ class Jobs:
         self._health = health
         self._running_per_key = running_per_key
         self._outgoing = outgoing
-        self.wake = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._jobs_wait = True
 
     # Accepting --------------------------------------------------------------------------------------------------------
 
@@ -84,7 +85,7 @@ class Jobs:
         )
         if admission.outcome == "conflict":
             raise conflicting_request()
-        self.wake.set()
+        self._wake.set()
         earlier = await self._store.get(admission.execution_id) if admission.outcome == "existing" else None
         return ExecutionAccepted(execution_id=admission.execution_id, status=earlier.status if earlier else "queued")
 
@@ -150,16 +151,22 @@ class Jobs:
 
     # Running ----------------------------------------------------------------------------------------------------------
 
+    def slot_freed(self) -> None:
+        """A run has ended here. Where no job waits, as is usual, that is no reason to ask the database."""
+        if self._jobs_wait:
+            self._wake.set()
+
     async def work(self) -> None:
         """Background work: claim queued runs while there is room, woken by a new job, by the end of a run, or after a second."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_AGAIN_S):
-                    await self.wake.wait()
-            self.wake.clear()
+                    await self._wake.wait()
+            self._wake.clear()
             while not self._health.stopping and self._runner.has_room() and (row := await self._claim()) is not None:
                 if not await self._begin(row):
                     break
+            self._jobs_wait = await self._store.has_queued()
 
     async def _claim(self) -> Execution | None:
         return await self._store.claim(

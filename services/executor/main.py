@@ -110,7 +110,7 @@ def build(settings: Settings) -> Service:
         running_per_key=settings.running_per_key,
         outgoing=outgoing,
     )
-    runner.wake_at_end += [outgoing, jobs.wake]
+    runner.at_end += [outgoing.set, jobs.slot_freed]
     keeper = Keeper(bus, store, runner, metrics, outgoing)
     outbox = Outbox(bus, store, metrics, outgoing)
     _serve(bus, Handlers(bus=bus, store=store, preparation=preparation, runner=runner, jobs=jobs, results=results))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -87,8 +87,8 @@ class Runner:
         self.runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[RunReply]] = set()
         self._canceled_early: dict[tuple[UUID, Caller], float] = {}
-        self.wake_at_end: list[asyncio.Event] = []
-        """Set whenever a run ends here: a slot may be free, a message may be waiting."""
+        self.at_end: list[Callable[[], None]] = []
+        """Called whenever a run ends here: a slot may be free, a message may be waiting."""
 
     # Beginning --------------------------------------------------------------------------------------------------------
 
@@ -220,8 +220,8 @@ class Runner:
             self.runs.pop(run.token, None)
             self._metrics.slots_in_use.dec()
             self._slots.freed(run.prepared.resource.owner)
-            for event in self.wake_at_end:
-                event.set()
+            for tell in self.at_end:
+                tell()
 
     async def _answer_of(self, run: Run) -> tuple[Answer | None, Fault | None]:
         """What came of the call: an answer (perhaps part of one) and, if it failed, why."""

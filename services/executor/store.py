@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal, cast
 from uuid import UUID
 
@@ -17,6 +18,8 @@ import asyncpg
 
 from contracts.execution import Caller, CostStatus, ExecutionStatus
 from contracts.keys import Mode
+from services.executor.batch_store import admit_all, finish_all, json_text
+from services.executor.batches import Batches
 from services.runtime.postgres import unavailable_when_down
 
 _EXECUTION_COLUMNS = """id, owner, caller_kind, caller_id, viewer, payment, resource_id, resource_version, model_id, mode,
@@ -169,6 +172,8 @@ class Store:
     def __init__(self, pool: asyncpg.Pool, *, lease_s: float) -> None:
         self._pool = pool
         self._lease = timedelta(seconds=lease_s)
+        self._admissions = Batches(partial(admit_all, pool, self._lease))
+        self._endings = Batches(partial(finish_all, pool))
 
     # Beginning --------------------------------------------------------------------------------------------------------
 
@@ -176,13 +181,13 @@ class Store:
         self, new: NewExecution, *, mode: Mode, running_per_key: int, executor: str, lease_token: UUID
     ) -> Admission:
         """Look the request up, check the limit, insert the run with its first attempt: one round trip."""
-        async with unavailable_when_down():
-            record = await self._pool.fetchrow(
-                "SELECT * FROM executor.admit($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16)",
+        record = await self._admissions.call(
+            (
                 new.id, new.owner, new.caller_kind, new.caller_id, new.viewer, new.resource_id, new.resource_version,
-                new.model_id, mode, new.pricing, new.idempotency_key, new.request_hash, running_per_key, executor,
-                lease_token, self._lease,
-            )  # fmt: skip
+                new.model_id, mode, json_text(new.pricing), new.idempotency_key, new.request_hash, running_per_key,
+                executor, lease_token,
+            )
+        )  # fmt: skip
         return Admission(record["outcome"], record["execution_id"], record["admitted_at"])
 
     async def enqueue(self, new: NewExecution, *, mode: Mode, job: bytes, job_key_id: str) -> Admission:
@@ -241,6 +246,10 @@ class Store:
             )
         return None if record is None else _execution(record)
 
+    async def has_queued(self) -> bool:
+        found = await self._pool.fetchval("SELECT EXISTS (SELECT FROM executor.executions WHERE status = 'queued')")
+        return cast("bool", found)
+
     async def begin_attempt(self, execution_id: UUID, number: int) -> None:
         """Committed before the call that it is for."""
         async with unavailable_when_down():
@@ -263,9 +272,12 @@ class Store:
         """Renew all leases of this process at once, by the database's clock. Answers those still held, by token, and
         whether somebody asked to cancel the run."""
         records = await self._pool.fetch(
-            """UPDATE executor.executions SET lease_until = now() + $2
-               WHERE status = 'running' AND lease_token = ANY($1::uuid[])
-               RETURNING lease_token, cancel_requested""",
+            """WITH held AS (
+                   SELECT id FROM executor.executions WHERE status = 'running' AND lease_token = ANY($1::uuid[])
+                   ORDER BY id FOR UPDATE
+               )
+               UPDATE executor.executions e SET lease_until = now() + $2 FROM held WHERE e.id = held.id
+               RETURNING e.lease_token, e.cancel_requested""",
             tokens, self._lease,
         )  # fmt: skip
         return {record["lease_token"]: record["cancel_requested"] for record in records}
@@ -313,15 +325,7 @@ class Store:
 
     async def finish(self, execution_id: UUID, lease_token: UUID, ending: Ending) -> bool:
         """End a run with everything that belongs to it in one transaction; False when it had already been ended."""
-        async with unavailable_when_down():
-            done = await self._pool.fetchval(
-                "SELECT executor.finish($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19)",
-                execution_id, lease_token, ending.status, ending.mode, ending.error, ending.truncated, ending.last_seq,
-                ending.price_usd, ending.cost_usd, ending.cost_status, ending.result, ending.result_key_id, ending.keep,
-                ending.receipt, ending.attempts, ending.media, [m.subject for m in ending.messages],
-                [m.message_id for m in ending.messages], [m.payload for m in ending.messages],
-            )  # fmt: skip
-        return bool(done)
+        return await self._endings.call((execution_id, lease_token, ending))
 
     async def expired(self, limit: int = 20) -> list[Execution]:
         """Runs whose executor has died. Nobody could renew while the database was down, so a freshly started one gives
