@@ -320,6 +320,36 @@ async def test_run_is_not_ended_under_a_lease_that_was_lost(store: Store, sql: a
     assert await store.finish(execution_id, token, ending())
 
 
+async def test_many_runs_are_admitted_and_ended_together_each_with_what_is_its_own(
+    store: Store, sql: asyncpg.Connection
+) -> None:
+    runs = [(new(owner=f"o{number % 3}"), uuid4()) for number in range(30)]
+    admissions = await asyncio.gather(*(admit(store, row, limit=8, token=token) for row, token in runs))
+    kept = [pair for pair, admission in zip(runs, admissions, strict=True) if admission.outcome == "admitted"]
+    assert [admission.execution_id for admission in admissions] == [row.id for row, _ in runs]
+    assert sorted(row.owner for row, _ in kept) == ["o0"] * 8 + ["o1"] * 8 + ["o2"] * 8
+
+    def end_of(number: int) -> Ending:
+        media = ["never-stored.png"] if number == 5 else []
+        messages = [OutgoingMessage("s", f"{number}:{part}", b"{}") for part in range(number % 3)]
+        return ending(price_usd=Decimal(number), media=media, messages=messages)
+
+    done = await asyncio.gather(
+        *(store.finish(row.id, token, end_of(number)) for number, (row, token) in enumerate(kept)),
+        return_exceptions=True,
+    )
+    assert isinstance(done[5], asyncpg.ForeignKeyViolationError)
+    assert done[:5] + done[6:] == [True] * 23
+    for number, (row, _) in enumerate(kept):
+        found = await store.get(row.id)
+        assert found is not None
+        expected = ("running", None) if number == 5 else ("succeeded", Decimal(number))
+        assert (found.status, found.price_usd) == expected
+    said = await sql.fetch("SELECT message_id FROM executor.outbox")
+    expected_said = [f"{number}:{part}" for number in range(24) if number != 5 for part in range(number % 3)]
+    assert sorted(record["message_id"] for record in said) == sorted(expected_said)
+
+
 @pytest.mark.parametrize("broken", ["message", "receipt", "media"])
 async def test_nothing_of_an_end_is_written_when_a_part_of_it_fails(
     store: Store, sql: asyncpg.Connection, broken: str
