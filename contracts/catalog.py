@@ -381,6 +381,9 @@ class ResolvedResource(Contract):
     pricing: Pricing
     timeouts: Timeouts
     model: Model
+    fallbacks: list[Model] = Field(
+        default=[], description="Those of the fallback models that are in the catalog, in the order they are tried."
+    )
     availability: Availability
     budgets: ResourceBudgets = Field(
         default=ResourceBudgets(), description="The creator's daily limits that hold here."
@@ -458,9 +461,12 @@ class CatalogSynced(Contract):
 
 
 class ModelChanged(Contract):
+    """`expiring`: upstream has announced an end, or another day of it; `expiry_withdrawn`: it announces none any more."""
+
     model_id: str
-    change: Literal["added", "retired", "returned", "repriced"]
+    change: Literal["added", "retired", "returned", "repriced", "expiring", "expiry_withdrawn"]
     sync_id: int
+    retires_on: date | None = Field(default=None, description="The announced last day, where that is what changed.")
 
 
 class ResourceChanged(Contract):

@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue
 
 from contracts.base import Contract, UserId, Utc
 from contracts.errors import ErrorCode
+from contracts.keys import Mode
 from contracts.money import Price, Usd
 
 # Prices ---------------------------------------------------------------------------------------------------------------
@@ -67,6 +68,10 @@ NoticeKind = Literal[
     "model_stays",
     "model_repriced",
     "fallback_retired",
+    "fallback_returned",
+    "fallback_retiring",
+    "fallback_stays",
+    "fallback_repriced",
     "below_cost",
     "paused_below_cost",
 ]
@@ -204,14 +209,15 @@ class SetBudgets(Contract):
 
 
 class BudgetState(Contract):
-    """How far a limit is used up today."""
+    """How far a limit is used up today, by live runs or by runs with a test key: each mode has the whole limit."""
 
     scope: BudgetScope
+    mode: Mode = "live"
     resource_id: UUID | None = None
     caller_kind: Literal["user", "service"] | None = None
     caller_id: str | None = None
     daily_usd: Usd
-    spent_usd: Usd = Field(description="What today's finished runs cost, as far as it is known.")
+    spent_usd: Usd = Field(description="What today's finished runs of that mode cost, as far as it is known.")
     cost_unknown_runs: int = Field(description="Finished runs of today whose cost is not known (yet).")
     reached_percent: Literal[80, 100] | None = Field(description="The mark that was reached, if any.")
 
@@ -220,17 +226,21 @@ class Budgets(BudgetLimits):
     """The limits, and where today stands against them."""
 
     day: date
-    today: list[BudgetState]
+    today: list[BudgetState] = Field(description="Live runs, which spend the creator's money.")
+    today_in_test: list[BudgetState] = Field(
+        default=[], description="The same limits against runs with a test key, which move no money."
+    )
 
 
 class BudgetReached(Contract):
-    """A creator's daily limit is used up to 80 or to 100 percent; said once a day for each limit and mark."""
+    """A creator's daily limit is used up to 80 or to 100 percent; said once a day for each limit, mode and mark."""
 
     id: int
     owner: UserId
     day: date
     percent: Literal[80, 100]
     scope: BudgetScope
+    mode: Mode = Field(default="live", description="Whether live runs or runs with a test key have used it up.")
     resource_id: UUID | None = None
     caller_kind: Literal["user", "service"] | None = None
     caller_id: str | None = None

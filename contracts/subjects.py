@@ -237,7 +237,7 @@ MODEL_CHANGED = Event[catalog.ModelChanged](
     catalog.ModelChanged,
     "catalog",
     ("executor",),
-    "A model came, went, came back or was repriced.",
+    "A model came, went, came back, was repriced, or is announced to end.",
 )
 RESOURCE_CHANGED = Event[catalog.ResourceChanged](
     "catalog.resource.changed", catalog.ResourceChanged, "catalog", ("executor",),

@@ -22,7 +22,7 @@ from deploy.sandbox.mode_answers import fast_answer, mode_answer
 from deploy.sandbox.modes import MODES
 from deploy.sandbox.pricing import prices_of
 from deploy.sandbox.recordings import Recording
-from deploy.sandbox.requests import ChatRequest, parse_request
+from deploy.sandbox.requests import LIMITS, ChatRequest, limited_for, parse_request
 from deploy.sandbox.scripts import HEARTBEAT_S, PLAIN, STREAM, Script, bill, paced, script_of
 from deploy.sandbox.wire import PADDING, Composition, document, stream_frames
 
@@ -155,6 +155,7 @@ class Chat:
             return self._replay(self.recordings[name], chat, key)
         mode = name if owner == "sandbox" and name in MODES else None
         served = self.catalog.served(model)
+        chat = limited_for(chat, served.get("supported_parameters", LIMITS))
         refusal = self._mode_refusal(mode, chat, key) if mode else _model_refusal(model, served, chat)
         if refusal is not None:
             return refusal

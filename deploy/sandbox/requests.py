@@ -1,6 +1,7 @@
 """A chat request as far as the sandbox cares: who asked what, how long the answer may be, and which kinds go in and out."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -8,6 +9,7 @@ import orjson
 from deploy.sandbox.errors import Refusal, refuse
 
 MEDIA_TOKENS = 258
+LIMITS = ("max_tokens", "max_completion_tokens")
 KINDS = {
     "image_url": "image",
     "file": "file",
@@ -28,6 +30,7 @@ class ChatRequest:
     prompt_tokens: int
     input_kinds: frozenset[str]
     max_tokens: int | None
+    max_completion_tokens: int | None
     modalities: frozenset[str]
     tools: tuple[dict[str, Any], ...]
     tool_choice: Any
@@ -50,9 +53,10 @@ def parse_request(content: bytes) -> ChatRequest | Refusal:
         if reasoning.get("effort", body["reasoning_effort"]) != body["reasoning_effort"]:
             return refuse(400, "reasoning_effort must not differ from reasoning.effort")
         reasoning = reasoning | {"effort": body["reasoning_effort"]}
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        return refuse(400, "max_tokens must be at least 1", {"error_type": "invalid_request"})
+    limits = {name: body.get(name) for name in LIMITS}
+    for name, limit in limits.items():
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            return refuse(400, f"{name} must be at least 1", {"error_type": "invalid_request"})
     texts, kinds = _contents(messages)
     users = [message for message in messages if message.get("role") == "user"]
     first = body.get("model") or "openrouter/auto"
@@ -63,7 +67,7 @@ def parse_request(content: bytes) -> ChatRequest | Refusal:
         last_role=str(messages[-1].get("role")),
         prompt_tokens=max(1, -(-sum(map(len, texts)) // 4)) + MEDIA_TOKENS * len(kinds),
         input_kinds=frozenset(kinds),
-        max_tokens=limit,
+        **limits,
         modalities=frozenset(map(str, _list(body, "modalities") or ["text"])),
         tools=tuple(
             tool for tool in _list(body, "tools") if isinstance(tool, dict) and isinstance(tool.get("function"), dict)
@@ -73,6 +77,16 @@ def parse_request(content: bytes) -> ChatRequest | Refusal:
         response_format=_object(body, "response_format"),
         provider=_object(body, "provider"),
     )
+
+
+def limited_for(request: ChatRequest, supported: Collection[str]) -> ChatRequest:
+    """The request as a model gets it that supports these parameters: its limit under one name, the others dropped.
+
+    Silently, as OpenRouter does; the newer name wins where both are supported.
+    """
+    limits = (getattr(request, name) for name in reversed(LIMITS) if name in supported)
+    limit = next((limit for limit in limits if limit is not None), None)
+    return replace(request, max_tokens=limit, max_completion_tokens=None)
 
 
 def _object(body: dict[str, Any], key: str) -> dict[str, Any]:

@@ -39,6 +39,11 @@ def run_cost(draft: ResourceDraft, model_usd: Decimal | None) -> RunCost:
     )
 
 
+def losing_models(draft: ResourceDraft, models: Sequence[Model], measured: MeasuredTokens | None) -> list[Model]:
+    """Those on which an expected run costs more than it brings: callers pay the same whichever of them answers."""
+    return [model for model in models if loses(run_cost(draft, _estimate(draft, model, measured).expected_usd))]
+
+
 def loses(cost: RunCost) -> bool:
     """Whether the run costs more than it brings, as far as anybody can say."""
     return cost.markup_usd is not None and cost.markup_usd < 0

@@ -1,12 +1,13 @@
 """Daily limits: where a day stands against them, and what its creator is told. Pure.
 
-What counts is what runs cost the creator, as their receipts say. Runs with a test key count as well, so that limits can
-be tried out; whoever admits runs keeps the limits, and here it is only seen how far they are used up.
+What counts is what runs cost the creator, as their receipts say. Runs with a test key are counted by themselves, against the
+same limits, so that limits can be tried out without a test using up what live runs may spend; whoever admits runs keeps
+the limits, and here it is only seen how far they are used up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -14,6 +15,7 @@ from typing import Literal
 from uuid import UUID
 
 from contracts.errors import FieldProblem
+from contracts.keys import Mode
 from contracts.market import BudgetLimits, Budgets, BudgetScope, BudgetState, CallerBudget, ResourceBudgets
 from contracts.money import plain
 
@@ -23,8 +25,9 @@ _PERCENT = Decimal(100)
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What the runs of one subject cost in a day: all with the key, those of a resource, or those of a caller."""
+    """What the runs of one subject and mode cost in a day: all with the key, those of a resource, or those of a caller."""
 
+    mode: Mode
     scope: BudgetScope
     subject: str
     """Empty for the key, the id of a resource, or `user:bob`."""
@@ -56,17 +59,22 @@ def limit_problems(limits: BudgetLimits, own: Iterable[UUID]) -> list[FieldProbl
     return problems
 
 
-def states(limits: BudgetLimits, spent: Iterable[Spent], owner: str) -> list[BudgetState]:
-    """Every limit with what is used of it; of callers without a limit of their own, those who used any of theirs."""
-    used = {(each.scope, each.subject): each for each in spent}
+def states(limits: BudgetLimits, spent: Iterable[Spent], owner: str, mode: Mode) -> list[BudgetState]:
+    """Every limit with what runs of a mode used of it; of callers without a limit of their own, those who used any."""
+    used = {(each.scope, each.subject): each for each in spent if each.mode == mode}
     return [
-        _state(scope, subject, limit, used.get((scope, subject)))
+        _state(mode, scope, subject, limit, used.get((scope, subject)))
         for scope, subject, limit in _limits(limits, used, owner)
     ]
 
 
-def budgets_view(limits: BudgetLimits, spent: Iterable[Spent], owner: str, day: date) -> Budgets:
-    return Budgets(**dict(limits), day=day, today=states(limits, spent, owner))
+def budgets_view(limits: BudgetLimits, spent: Sequence[Spent], owner: str, day: date) -> Budgets:
+    return Budgets(
+        **dict(limits),
+        day=day,
+        today=states(limits, spent, owner, "live"),
+        today_in_test=states(limits, spent, owner, "test"),
+    )
 
 
 def sentence(state: BudgetState) -> str:
@@ -76,7 +84,11 @@ def sentence(state: BudgetState) -> str:
         "resource": "of one resource",
         "caller": f"by {state.caller_kind} {state.caller_id}",
     }[state.scope]
-    return f"Today's runs {whose} have cost {plain(state.spent_usd)} of the {plain(state.daily_usd)} USD that you allow in a day."
+    runs = "runs" if state.mode == "live" else "test runs"
+    return (
+        f"Today's {runs} {whose} have cost {plain(state.spent_usd)} of the {plain(state.daily_usd)} USD"
+        " that you allow in a day."
+    )
 
 
 def marks_reached(state: BudgetState) -> list[Literal[80, 100]]:
@@ -115,12 +127,13 @@ def _subject(budget: CallerBudget) -> str:
     return caller_subject(budget.caller_kind, budget.caller_id)
 
 
-def _state(scope: BudgetScope, subject: str, daily_usd: Decimal, used: Spent | None) -> BudgetState:
+def _state(mode: Mode, scope: BudgetScope, subject: str, daily_usd: Decimal, used: Spent | None) -> BudgetState:
     spent_usd = used.model_usd if used else Decimal(0)
     kind, _, caller_id = subject.partition(":")
     return BudgetState.model_validate(
         {
             "scope": scope,
+            "mode": mode,
             "resource_id": subject if scope == "resource" else None,
             "caller_kind": kind if scope == "caller" else None,
             "caller_id": caller_id if scope == "caller" else None,

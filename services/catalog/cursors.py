@@ -17,6 +17,9 @@ import orjson
 
 from contracts.errors import ServiceError, invalid
 
+_MOST_DIGITS = 60
+"""More than any key has, before or behind the point; whoever makes cursors up must not have us write out 10**999999."""
+
 
 def encode_cursor(question: str, parts: list[str]) -> str:
     """`question` names what is paged and how it is sorted; `parts` is the sort key of the last item."""
@@ -45,7 +48,7 @@ def cursor_number(text: str) -> Decimal:
         number = Decimal(text)
     except InvalidOperation:
         raise bad_cursor() from None
-    if not number.is_finite():
+    if not number.is_finite() or abs(number.adjusted()) > _MOST_DIGITS:
         raise bad_cursor()
     return number
 

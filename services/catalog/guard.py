@@ -23,6 +23,7 @@ from contracts.errors import ServiceError
 from contracts.market import ResourceNotice
 from contracts.subjects import BUDGET_REACHED, MESSAGE_ID_HEADER, NOTICES_STREAM, RESOURCE_CHANGED, RESOURCE_NOTICED
 from services.catalog.market_store import MarketStore
+from services.catalog.resources import named_models
 from services.catalog.reviews import Finding, findings, margin_cause, measured_below_cost, repriced_below_cost
 from services.catalog.showing import Showing
 from services.catalog.store import ResourceChange, Store, StoredResource
@@ -98,7 +99,9 @@ class Guard:
                 stored = change.current
                 if stored is None or stored.deleted or stored.version != version:
                     continue
-                price_id, since = await self._market.price_id(change.connection, stored.model.id)
+                price_id, since = await self._market.price_id(
+                    change.connection, named_models(stored.draft.openrouter_config)
+                )
                 losses = await self._market.losses(change.connection, stored.id, version, since)
                 loss = measured_below_cost(stored.draft, losses, published=stored.status == "published")
                 acted = loss is not None and await self._act(change, stored, loss, price_id)
@@ -122,23 +125,25 @@ class Guard:
             if stored is None or stored.deleted:
                 return
             before, after = await self._market.review(change.connection, resource_id)
+            ids = named_models(stored.draft.openrouter_config)
+            rows = await change.models_by_id(ids)
+            named = [rows[model_id] for model_id in ids if model_id in rows]
             found = list(
                 findings(
                     stored.draft,
-                    self._showing.model(stored.model),
+                    [self._showing.model(row) for row in named],
                     before,
                     after,
-                    replacement=self._showing.proposal(stored, measured),
+                    replacements=self._showing.proposals(stored.draft, named, measured),
                     measured=measured,
                 )
             )
             for finding in found:
                 await self._tell(change, stored, finding)
-                if finding.kind == "model_repriced":
-                    loss = repriced_below_cost(stored.draft, finding, published=stored.status == "published")
-                    price_id = after[stored.model.id].price_id
-                    if loss is not None and await self._act(change, stored, loss, price_id):
-                        acted = loss
+            loss = repriced_below_cost(stored.draft, found, published=stored.status == "published")
+            price_id = max(look.price_id for look in after.values())
+            if loss is not None and await self._act(change, stored, loss, price_id):
+                acted = loss
         log.info("resource_reviewed", resource_id=str(resource_id), found=[finding.kind for finding in found])
         await self._after(stored, acted)
 

@@ -98,7 +98,7 @@ class Handlers:
     # Models -----------------------------------------------------------------------------------------------------------
 
     async def search_models(self, request: SearchModels) -> ModelPage:
-        return self._index.search(request)
+        return await self._index.search(request)
 
     async def get_model(self, request: ModelRef) -> ModelDetail:
         row = await self._model_row(request.id)
@@ -210,9 +210,8 @@ class Handlers:
     async def check_draft(self, request: CheckDraft) -> ResolvedResource:
         models = await self._showing.models([request.draft])
         check_draft(request.draft, models)
-        model = models[request.draft.openrouter_config.model_id]
-        refuse_retired(model)
-        return await self._showing.resolved_draft(request.owner, request.draft, model)
+        refuse_retired(models[request.draft.openrouter_config.model_id])
+        return await self._showing.resolved_draft(request.owner, request.draft, models)
 
     async def resolve_resource(self, request: ResolveResource) -> ResolvedResource:
         stored = await self._find(request.ref)

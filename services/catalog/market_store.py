@@ -76,11 +76,12 @@ class MarketStore:
         )
         return _looks(before or {}), _looks(after)
 
-    async def price_id(self, connection: asyncpg.Connection, model_id: str) -> tuple[int, datetime | None]:
-        """The sync that brought the present price of a model, and since when it holds."""
+    async def price_id(self, connection: asyncpg.Connection, model_ids: Sequence[str]) -> tuple[int, datetime | None]:
+        """The sync that last changed a price of one of the models, and since when all their present prices hold."""
         row = await connection.fetchrow(
-            """SELECT sync_id, since FROM catalog.ai_model_prices WHERE model_id = $1 ORDER BY sync_id DESC LIMIT 1""",
-            model_id,
+            """SELECT sync_id, since FROM catalog.ai_model_prices
+               WHERE model_id = ANY ($1::text[]) ORDER BY sync_id DESC LIMIT 1""",
+            list(model_ids),
         )
         return (0, None) if row is None else (row["sync_id"], row["since"])
 

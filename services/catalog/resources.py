@@ -20,7 +20,7 @@ from contracts.catalog import (
     ResourceStatus,
 )
 from contracts.errors import ErrorCode, FieldProblem, ServiceError
-from contracts.market import Replacement, RunCost
+from contracts.market import Replacement
 from services.catalog.inputs import ATTACHMENTS, input_problems
 from services.catalog.sizes import limits_answers
 from services.catalog.templates import template_problems
@@ -87,20 +87,17 @@ def named_models(config: OpenRouterConfig) -> list[str]:
     return [config.model_id, *config.fallback_models]
 
 
-def warnings_of(draft: ResourceDraft, models: Sequence[Model], expected: RunCost) -> list[str]:
+def warnings_of(draft: ResourceDraft, models: Sequence[Model], losing: Sequence[Model]) -> list[str]:
     """What the creator should know although it stops nothing.
 
-    `models` are those that the draft names and that are in the catalog, its main one first; `expected` is a usual run.
+    `models` are those that the draft names and that are in the catalog, its main one first; `losing` those of them on which
+    a usual run costs more than it brings.
     """
     config, model = draft.openrouter_config, models[0]
     warnings = [warning for each in models for warning in _dropped(config, each)]
     for fallback in models[1:]:
-        limit = fallback.max_completion_tokens or fallback.context_length
-        if fallback.status == "retired":
-            warnings.append(f"OpenRouter no longer offers {fallback.id}, a fallback of this resource.")
-        if config.max_tokens is not None and limit is not None and config.max_tokens > limit:
-            warnings.append(f"{fallback.name}, a fallback, writes at most {limit} tokens, less than your max_tokens.")
-    if expected.markup_usd is not None and expected.markup_usd < 0:
+        warnings += _fallback_warnings(config, fallback, loses=fallback in losing)
+    if model in losing:
         warnings.append("An expected run costs more than callers pay: see breakdown.")
     if model.price_kind == "runtime":
         warnings.append("This model's price is decided when it runs, so a run may cost more than you charge.")
@@ -173,6 +170,18 @@ def _dropped(config: OpenRouterConfig, model: Model) -> Iterable[str]:
     ignored = [name for name in named if name == "max_tokens" or name not in model.supported_parameters]
     if ignored:
         yield f"{model.name} does not support {', '.join(sorted(ignored))}: OpenRouter leaves that out silently."
+
+
+def _fallback_warnings(config: OpenRouterConfig, fallback: Model, *, loses: bool) -> Iterable[str]:
+    limit = fallback.max_completion_tokens or fallback.context_length
+    if fallback.status == "retired":
+        yield f"OpenRouter no longer offers {fallback.id}, a fallback of this resource: it is left out."
+    elif loses:
+        yield f"An expected run that {fallback.id}, a fallback, answers costs more than callers pay."
+    if fallback.status == "retiring":
+        yield f"OpenRouter has announced the end of {fallback.id}, a fallback, for {fallback.retires_on}."
+    if config.max_tokens is not None and limit is not None and config.max_tokens > limit:
+        yield f"{fallback.name}, a fallback, writes at most {limit} tokens, less than your max_tokens."
 
 
 def _model_problems(draft: ResourceDraft, models: Mapping[str, Model]) -> Iterable[FieldProblem]:

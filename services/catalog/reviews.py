@@ -1,14 +1,15 @@
 """What a creator is told when the models of a resource look different from when they were last looked at. Pure.
 
 Also the margin guard's reasons: a price upstream that went up over what the resource brings, or runs that cost more than
-they brought. A cause names the change that was acted upon (this version of the resource, at this price of the model) and
-what was done about it: each change warns at most once and pauses at most once, whether a sync or the receipts show it
-first, and warns no more after it has paused.
+they brought. A fallback model counts like the main one: callers pay the same price whichever of them answers. A cause names
+the change that was acted upon (this version of the resource, at these prices of its models) and what was done about it: each
+change warns at most once and pauses at most once, whether a sync or the receipts show it first, and warns no more after it
+has paused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -50,7 +51,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """The latest runs of a version at the model's present price: how many, what they cost and brought in all."""
+    """The latest runs of a version at the present prices of its models: how many, what they cost and brought in all."""
 
     runs: int
     model_usd: Decimal
@@ -58,53 +59,56 @@ class Losses:
 
 
 def margin_cause(kind: NoticeKind, resource_id: UUID, version: int, price_id: int) -> str:
-    """`kind` is what is done about it: a warning given to a draft must not use up the pause of what is published since."""
+    """`kind` is what is done about it: a warning given to a draft must not use up the pause of what is published since.
+
+    `price_id` is the sync that last changed the price of any model that the resource names.
+    """
     return f"margin:{kind}:{resource_id}:v{version}:p{price_id}"
 
 
 def findings(
     draft: ResourceDraft,
-    model: Model,
+    models: Iterable[Model],
     before: Mapping[str, Look],
     after: Mapping[str, Look],
     *,
-    replacement: Replacement | None,
+    replacements: Mapping[str, Replacement],
     measured: MeasuredTokens | None,
 ) -> Iterator[Finding]:
-    """What changed about the models of a resource. `model` is its main one as it is now.
+    """What changed about the models of a resource. `models` are those that it names as they are now, its main one first.
 
-    A model that was never looked at has changed nothing. `measured` is what the resource's runs took.
+    A model that was never looked at has changed nothing. `replacements` says what could take over from which of them,
+    `measured` is what the resource's runs took.
     """
-    main = draft.openrouter_config.model_id
-    was, is_now = before.get(main), after[main]
-    if was is not None:
-        yield from _life(model, was, is_now, replacement)
+    for model in models:
+        was, is_now = before.get(model.id), after.get(model.id)
+        if was is None or is_now is None:
+            continue
+        role = _MAIN if model.id == draft.openrouter_config.model_id else _FALLBACK
+        yield from _life(role, model, was, is_now, replacements.get(model.id))
         if was.pricing != is_now.pricing:
-            yield _repriced(draft, model, was, is_now, measured)
-    for model_id in draft.openrouter_config.fallback_models:
-        gone = after.get(model_id)
-        if (
-            gone is not None
-            and gone.status == "retired"
-            and model_id in before
-            and before[model_id].status != "retired"
-        ):
-            yield Finding(
-                "fallback_retired",
-                model_id,
-                f"OpenRouter no longer offers {model_id}, a fallback of this resource. Choose another one.",
-            )
+            yield _repriced(role, draft, model, was, is_now, measured)
 
 
-def repriced_below_cost(draft: ResourceDraft, repriced: Finding, *, published: bool) -> Finding | None:
-    """The loss that a higher price makes, without its cause; None where the run still pays, or did not become dearer."""
-    prices = repriced.difference
-    if prices is None or prices.run_after_usd is None:
-        return None
-    if prices.run_before_usd is not None and prices.run_after_usd <= prices.run_before_usd:
-        return None
+def repriced_below_cost(draft: ResourceDraft, found: Iterable[Finding], *, published: bool) -> Finding | None:
+    """The first loss that a higher price among the findings makes, without its cause.
+
+    None where runs still pay, or did not become dearer. What upstream changed at one time is one change: one loss is
+    enough to act upon, and the resource's warnings name every model that loses.
+    """
     pausing = published and draft.margin_rule == "pause"
-    return _loss(repriced.model_id, run_cost(draft, prices.run_after_usd), "An expected run costs", pausing=pausing)
+    for repriced in found:
+        prices = repriced.difference
+        if prices is None or prices.run_after_usd is None:
+            continue
+        if prices.run_before_usd is not None and prices.run_after_usd <= prices.run_before_usd:
+            continue
+        answered = "" if repriced.kind == _MAIN.repriced else f" that {repriced.model_id}, a fallback, answers"
+        begins = f"An expected run{answered} costs"
+        loss = _loss(repriced.model_id, run_cost(draft, prices.run_after_usd), begins, pausing=pausing)
+        if loss is not None:
+            return loss
+    return None
 
 
 def measured_below_cost(draft: ResourceDraft, losses: Losses, *, published: bool) -> Finding | None:
@@ -121,33 +125,59 @@ def measured_below_cost(draft: ResourceDraft, losses: Losses, *, published: bool
     return _loss(draft.openrouter_config.model_id, mean, begins, pausing=pausing)
 
 
-def _life(model: Model, was: Look, is_now: Look, replacement: Replacement | None) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class _Role:
+    """What a model is to a resource: how it is called in a sentence, and the kinds of what is told about it."""
+
+    called: str
+    retired: NoticeKind
+    returned: NoticeKind
+    retiring: NoticeKind
+    stays: NoticeKind
+    repriced: NoticeKind
+
+
+_MAIN = _Role("", "model_retired", "model_returned", "model_retiring", "model_stays", "model_repriced")
+_FALLBACK = _Role(
+    ", a fallback of this resource",
+    "fallback_retired",
+    "fallback_returned",
+    "fallback_retiring",
+    "fallback_stays",
+    "fallback_repriced",
+)
+
+
+def _life(role: _Role, model: Model, was: Look, is_now: Look, replacement: Replacement | None) -> Iterator[Finding]:
     instead = f" {replacement.model_id} could take over." if replacement else " Choose another model."
+    called = f"{model.id}{role.called}"
     if is_now.status == "retired" and was.status != "retired":
         yield Finding(
-            "model_retired", model.id, f"OpenRouter no longer offers {model.id}.{instead}", replacement=replacement
+            role.retired, model.id, f"OpenRouter no longer offers {called}.{instead}", replacement=replacement
         )
     elif is_now.status != "retired":
         if was.status == "retired":
-            yield Finding("model_returned", model.id, f"OpenRouter offers {model.id} again.")
+            yield Finding(role.returned, model.id, f"OpenRouter offers {called} again.")
         if is_now.retires_on is not None and is_now.retires_on != was.retires_on:
             yield Finding(
-                "model_retiring",
+                role.retiring,
                 model.id,
-                f"OpenRouter has announced the end of {model.id} for {is_now.retires_on.isoformat()}.{instead}",
+                f"OpenRouter has announced the end of {called}, for {is_now.retires_on.isoformat()}.{instead}",
                 replacement=replacement,
             )
         elif is_now.retires_on is None and was.retires_on is not None and was.status != "retired":
-            yield Finding("model_stays", model.id, f"OpenRouter no longer announces an end of {model.id}.")
+            yield Finding(role.stays, model.id, f"OpenRouter no longer announces an end of {called}.")
 
 
-def _repriced(draft: ResourceDraft, model: Model, was: Look, is_now: Look, measured: MeasuredTokens | None) -> Finding:
+def _repriced(
+    role: _Role, draft: ResourceDraft, model: Model, was: Look, is_now: Look, measured: MeasuredTokens | None
+) -> Finding:
     prices = difference(draft, _priced(model, was.pricing), _priced(model, is_now.pricing), measured)
     return Finding(
-        "model_repriced",
+        role.repriced,
         model.id,
-        f"OpenRouter changed the price of {model.id}: an expected run costs {_amount(prices.run_after_usd)} "
-        f"instead of {_amount(prices.run_before_usd)}.",
+        f"OpenRouter changed the price of {model.id}{role.called}: an expected run costs "
+        f"{_amount(prices.run_after_usd)} instead of {_amount(prices.run_before_usd)}.",
         difference=prices,
     )
 

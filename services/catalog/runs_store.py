@@ -19,6 +19,7 @@ import asyncpg
 
 from contracts.errors import ErrorCode
 from contracts.execution import Receipt
+from contracts.keys import Mode
 from contracts.listings import Measured
 from contracts.market import BudgetLimits, BudgetScope, DayFigures, Figures, ResourceStats
 from services.catalog.budgets import Spent, caller_subject, marks_reached, sentence, states
@@ -61,7 +62,7 @@ class _Run:
     version: int
     caller_kind: str
     caller_id: str
-    mode: str
+    mode: Mode
     status: str
     code: str | None
     finished_at: datetime
@@ -77,8 +78,8 @@ class _Run:
 
 
 _COLUMNS = [field.name for field in fields(_Run)]
-_Key = tuple[str, date, BudgetScope, str]
-"""owner, day, scope, subject: a row of catalog.spending."""
+_Key = tuple[str, date, Mode, BudgetScope, str]
+"""owner, day, mode, scope, subject: a row of catalog.spending."""
 
 
 class RunsStore:
@@ -264,11 +265,11 @@ async def _write_runs(connection: asyncpg.Connection, runs: Sequence[_Run]) -> N
 def _shares(run: _Run) -> list[_Key]:
     """The sums that a run is part of."""
     keys: list[_Key] = [
-        (run.owner, run.day, "key", ""),
-        (run.owner, run.day, "caller", caller_subject(run.caller_kind, run.caller_id)),
+        (run.owner, run.day, run.mode, "key", ""),
+        (run.owner, run.day, run.mode, "caller", caller_subject(run.caller_kind, run.caller_id)),
     ]
     if run.resource_id is not None:
-        keys.append((run.owner, run.day, "resource", str(run.resource_id)))
+        keys.append((run.owner, run.day, run.mode, "resource", str(run.resource_id)))
     return keys
 
 
@@ -285,16 +286,17 @@ async def _write_spending(
                 usd, unknown = moves.get(key, (Decimal(0), 0))
                 moves[key] = (usd + sign * (run.model_usd or 0), unknown + sign * (run.model_usd is None))
     spent: dict[tuple[str, date], list[Spent]] = defaultdict(list)
-    for (owner, day, scope, subject), (usd, unknown) in moves.items():
+    for (owner, day, mode, scope, subject), (usd, unknown) in moves.items():
         row = await connection.fetchrow(
-            """INSERT INTO catalog.spending AS s (owner, day, scope, subject, model_usd, cost_unknown_runs)
-               VALUES ($1, $2, $3, $4, $5, $6)
+            """INSERT INTO catalog.spending AS s (owner, day, mode, scope, subject, model_usd, cost_unknown_runs)
+               VALUES ($1, $2, $3, $4, $5, $6, $7)
                ON CONFLICT ON CONSTRAINT spending_pkey DO UPDATE
                    SET model_usd = s.model_usd + excluded.model_usd,
                        cost_unknown_runs = s.cost_unknown_runs + excluded.cost_unknown_runs
-               RETURNING scope, subject, model_usd, cost_unknown_runs""",
+               RETURNING mode, scope, subject, model_usd, cost_unknown_runs""",
             owner,
             day,
+            mode,
             scope,
             subject,
             usd,
@@ -363,8 +365,8 @@ async def _limits_of(connection: asyncpg.Connection | asyncpg.Pool, owners: Sequ
 
 async def _spent_in(connection: asyncpg.Connection | asyncpg.Pool, owner: str, day: date) -> list[Spent]:
     rows = await connection.fetch(
-        """SELECT scope, subject, model_usd, cost_unknown_runs FROM catalog.spending
-           WHERE owner = $1 AND day = $2 ORDER BY scope, subject""",
+        """SELECT mode, scope, subject, model_usd, cost_unknown_runs FROM catalog.spending
+           WHERE owner = $1 AND day = $2 ORDER BY mode, scope, subject""",
         owner,
         day,
     )
@@ -382,11 +384,12 @@ async def _tell_budgets(connection: asyncpg.Connection, spent: Mapping[tuple[str
 async def _tell_owner(
     connection: asyncpg.Connection, owner: str, day: date, limits: BudgetLimits, spent: Sequence[Spent]
 ) -> None:
-    for state in states(limits, spent, owner):
+    for state in (*states(limits, spent, owner, "live"), *states(limits, spent, owner, "test")):
         for mark in marks_reached(state):
             facts: dict[str, Any] = state.model_dump(mode="json", exclude={"reached_percent", "cost_unknown_runs"})
             subject = state.resource_id or caller_subject(state.caller_kind or "", state.caller_id or "")
+            kind = "budget" if state.mode == "live" else "test-budget"
             # A limit that is changed is another limit, and told about anew.
-            cause = f"budget:{state.scope}:{subject}:{day}:{facts['daily_usd']}:{mark}"
+            cause = f"{kind}:{state.scope}:{subject}:{day}:{facts['daily_usd']}:{mark}"
             body = {**facts, "day": day.isoformat(), "percent": mark, "message": sentence(state)}
             await insert_notice(connection, owner, state.resource_id, BUDGET_NOTICE, cause, body)

@@ -2,8 +2,8 @@
 
 Upstream lists hundreds of models, not millions, so a linear pass over prepared text answers in a few milliseconds and
 needs no database extension. Order is total (the id breaks ties). A cursor holds a sort key and the number of the catalog
-that it was begun on: where that one is still kept the pages are of one catalog, and where it is not, a key stays right
-for every model that did not move.
+that it was begun on: as long as that one is known the pages are of one catalog, on every replica, and where it is not, a
+key stays right for every model that did not move.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contracts.catalog import Model, ModelFacets, ModelPage, ModelSort, SearchMo
 from contracts.money import plain
 from services.catalog.badges import is_new
 from services.catalog.curated import Recommendations, recommend
-from services.catalog.cursors import cursor_number, decode_cursor, encode_cursor
+from services.catalog.cursors import bad_cursor, cursor_number, decode_cursor, encode_cursor
 from services.catalog.models import CatalogModel, describe
 from services.catalog.prices import amount
 from services.catalog.spelling import Vocabulary
@@ -28,6 +28,7 @@ _LETTERS_OR_DIGITS = re.compile(r"[^\W\d_]+|\d+")
 # Behind every real rank, age or price.
 _LAST = Decimal(10) ** 30
 _CURSOR_PARTS = 5
+_MOST_SYNCS = 2**63
 
 Key = tuple[Decimal, Decimal]
 Place = tuple[Decimal, Decimal, str]
@@ -181,6 +182,8 @@ def _read_cursor(query: SearchModels) -> tuple[int, tuple[int, Place]]:
     assert query.cursor is not None
     *texts, model_id = decode_cursor(_question(query), query.cursor, _CURSOR_PARTS)
     generation, relevance, first, second = map(cursor_number, texts)
+    if not 0 <= generation < _MOST_SYNCS:
+        raise bad_cursor()
     return int(generation), (int(relevance), (first, second, model_id))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from contracts.catalog import Model, ResolvedResource, Resource, ResourceDraft
@@ -38,11 +38,21 @@ class Showing:
         return {model_id: self.model(row) for model_id, row in rows.items()}
 
     def proposal(self, stored: StoredResource, measured: MeasuredTokens | None) -> Replacement | None:
-        """What could take over from a model that is gone or going, and the difference that it would make."""
-        other = self._index.find(self._index.replacement_for(stored.model))
-        if other is None:
-            return None
-        return proposal(stored.draft, self.model(stored.model), self.model(other), measured)
+        """What could take over from its model where that is gone or going, and the difference that it would make."""
+        return self.proposals(stored.draft, [stored.model], measured).get(stored.model.id)
+
+    def proposals(
+        self, draft: ResourceDraft, models: Iterable[CatalogModel], measured: MeasuredTokens | None
+    ) -> dict[str, Replacement]:
+        """The same for each of the models that is gone or going; for a fallback, a model that is not named already."""
+        config = draft.openrouter_config
+        found: dict[str, Replacement] = {}
+        for row in models:
+            named = () if row.id == config.model_id else named_models(config)
+            other = self._index.find(self._index.replacement_for(row, without=named))
+            if other is not None:
+                found[row.id] = proposal(draft, self.model(row), self.model(other), measured)
+        return found
 
     async def resource(self, stored: StoredResource) -> Resource:
         return (await self.resources([stored]))[0]
@@ -67,10 +77,21 @@ class Showing:
     async def resolved(self, stored: StoredResource) -> ResolvedResource:
         """For executors."""
         limits = await self._runs.limits(stored.owner)
-        return views.resolved_view(stored, self.model(stored.model), self.proposal(stored, None), limits)
+        fallbacks = stored.draft.openrouter_config.fallback_models
+        # A resource without any, as most are, costs its resolution no further query.
+        models = await self.models([stored.draft]) if fallbacks else {}
+        return views.resolved_view(
+            stored,
+            self.model(stored.model),
+            [models[model_id] for model_id in fallbacks if model_id in models],
+            proposal=self.proposal(stored, None),
+            limits=limits,
+        )
 
-    async def resolved_draft(self, owner: str, draft: ResourceDraft, model: Model) -> ResolvedResource:
-        return views.resolved_draft(owner, draft, model, await self._runs.limits(owner))
+    async def resolved_draft(self, owner: str, draft: ResourceDraft, models: Mapping[str, Model]) -> ResolvedResource:
+        """`models` holds every model that the draft names."""
+        named = [models[model_id] for model_id in named_models(draft.openrouter_config)]
+        return views.resolved_draft(owner, draft, named, await self._runs.limits(owner))
 
     async def listing(self, stored: StoredResource) -> Listing:
         return (await self.listings([stored]))[0]

@@ -1,5 +1,5 @@
-"""All SQL of the catalog service but that of a sync, which is in `sync_store.py`. Records become models and dataclasses
-here and do not leave it.
+"""The SQL of models as they are read, and of resources; what a sync writes is in `sync_store.py`. Records become models and
+dataclasses here and do not leave it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contracts.errors import ErrorCode, FieldProblem, ServiceError
 from services.catalog.market_store import remember_new_models
 from services.catalog.models import CatalogModel
 from services.catalog.sizes import MeasuredTokens
-from services.catalog.sync_store import MODEL_COLUMNS, MODELS, SyncSession, model_of, read_syncs
+from services.catalog.sync_store import MODEL_COLUMNS, MODELS, SyncSession, former_models, model_of, read_syncs
 from services.runtime.postgres import create_pool, ping, unavailable_when_down
 
 _SYNC_LOCK = 0x7834303263617401  # "x402cat" and a number: no other part of the system takes this advisory lock.
@@ -84,17 +84,28 @@ class Store:
 
     async def snapshot(self) -> Snapshot:
         """The whole catalog as the latest sync left it."""
+        async with self._reading() as connection:
+            return await _snapshot(connection)
+
+    async def former_snapshot(self, sync_id: int) -> Snapshot | None:
+        """The whole catalog as this sync left it; None where that is not known any more, or there was no such sync."""
+        async with self._reading() as connection:
+            former = await former_models(connection, sync_id)
+            if former is None:
+                return None
+            latest = await _snapshot(connection)
+        models = former | {model.id: model for model in latest.models if model.id not in former}
+        return Snapshot([model for model in models.values() if model is not None], sync_id, latest.synced_at)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection that sees the database of one moment."""
         async with (
             unavailable_when_down(),
             self._pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            rows = await connection.fetch(MODELS)
-            latest = await connection.fetchrow(
-                """SELECT max(id) AS sync_id, max(finished_at) AS finished_at
-                   FROM catalog.syncs WHERE outcome IN ('applied', 'unchanged')"""
-            )
-        return Snapshot([model_of(row) for row in rows], latest["sync_id"] or 0, latest["finished_at"])
+            yield connection
 
     async def models_by_id(self, ids: Sequence[str]) -> dict[str, CatalogModel]:
         """Those of the ids that are in the catalog."""
@@ -307,6 +318,15 @@ def _slug_conflicts() -> Iterator[None]:
             raise
         message = "You have another resource with this slug; choose a different one."
         raise ServiceError(ErrorCode.CONFLICT, message, fields=[FieldProblem(path="slug", message=message)]) from None
+
+
+async def _snapshot(connection: asyncpg.Connection) -> Snapshot:
+    rows = await connection.fetch(MODELS)
+    latest = await connection.fetchrow(
+        """SELECT max(id) AS sync_id, max(finished_at) AS finished_at
+           FROM catalog.syncs WHERE outcome IN ('applied', 'unchanged')"""
+    )
+    return Snapshot([model_of(row) for row in rows], latest["sync_id"] or 0, latest["finished_at"])
 
 
 async def _models_by_id(connection: asyncpg.Connection | asyncpg.Pool, ids: Sequence[str]) -> dict[str, CatalogModel]:

@@ -8,7 +8,8 @@ remembered as well: who dies between the writing and the telling is made up for 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
 
 import nats.errors
 import structlog
@@ -141,24 +142,28 @@ class CatalogSync:
     async def _announce(self, session: SyncSession) -> None:
         for report in await session.unannounced():
             try:
-                await self._tell(report)
+                await self._tell(report, await session.expiries(report.id))
             except (nats.errors.Error, TimeoutError) as error:
                 log.warning("catalog_sync_not_announced", sync_id=report.id, error=type(error).__name__)
                 return
             await session.mark_announced(report.id)
 
-    async def _tell(self, report: SyncReport) -> None:
+    async def _tell(self, report: SyncReport, expiries: Mapping[str, date | None]) -> None:
         changes = (
             *(("added", model_id) for model_id in report.added),
             *(("retired", model_id) for model_id in report.retired),
             *(("returned", model_id) for model_id in report.returned),
             *(("repriced", model_id) for model_id in report.repriced),
+            *(("expiry_withdrawn" if day is None else "expiring", model_id) for model_id, day in expiries.items()),
         )
         await self._bus.publish(CATALOG_SYNCED, CatalogSynced(sync_id=report.id, models=report.models))
         for change, model_id in changes:
-            event = ModelChanged.model_validate({"model_id": model_id, "change": change, "sync_id": report.id})
+            facts = {"model_id": model_id, "change": change, "sync_id": report.id}
+            if change == "expiring":
+                facts["retires_on"] = expiries[model_id]
+            event = ModelChanged.model_validate(facts)
             await self._bus.publish(MODEL_CHANGED, event)
-        for resource in await self._store.resources_on(report.retired + report.returned):
+        for resource in await self._store.resources_on([*report.retired, *report.returned, *expiries]):
             await self._bus.publish(
                 RESOURCE_CHANGED,
                 ResourceChanged(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -19,6 +19,8 @@ from services.catalog.models import CatalogModel
 
 _MOST_CHANGES = 10_000
 """Over all reports of an answer, so that it stays within what a message may hold."""
+_FORMER_KEPT_FOR = timedelta(hours=1)
+"""How long after a sync the list before it can still be paged through, on a replica that does not have it in memory."""
 
 MODEL_COLUMNS = (
     "id",
@@ -123,6 +125,8 @@ class SyncSession:
         """All of it or nothing."""
         async with self._connection.transaction():
             sync_id = await self._insert_sync(request, result, plan)
+            if plan.changed:
+                await _keep_former(self._connection, sync_id, [model.id for model in plan.changed])
             await self._upsert(plan.changed)
             await self._connection.executemany(
                 "INSERT INTO catalog.ai_model_prices (model_id, sync_id, pricing) VALUES ($1, $2, $3)",
@@ -147,6 +151,17 @@ class SyncSession:
             f"{_SYNCS} WHERE s.outcome = 'applied' AND s.announced_at IS NULL ORDER BY s.id", 0
         )
         return [_report_of(row) for row in rows]
+
+    async def expiries(self, sync_id: int) -> dict[str, date | None]:
+        """The models of which a sync changed the announced end, with the new one."""
+        rows = await self._connection.fetch(
+            """SELECT c.model_id, (field ->> 'after')::date AS retires_on
+               FROM catalog.sync_changes AS c, jsonb_array_elements(c.fields) AS field
+               WHERE c.sync_id = $1 AND c.change = 'expiry_changed' AND field ->> 'field' = 'retires_on'
+               ORDER BY c.model_id""",
+            sync_id,
+        )
+        return {row["model_id"]: row["retires_on"] for row in rows}
 
     async def mark_announced(self, sync_id: int) -> None:
         await self._connection.execute(
@@ -192,6 +207,51 @@ async def read_syncs(connection: asyncpg.Connection, limit: int) -> list[SyncRep
     """The latest syncs, newest first."""
     rows = await connection.fetch(f"{_SYNCS} ORDER BY s.id DESC LIMIT $2", _MOST_CHANGES // limit, limit)
     return [_report_of(row) for row in rows]
+
+
+# Former lists ---------------------------------------------------------------------------------------------------------
+
+
+async def _keep_former(connection: asyncpg.Connection, sync_id: int, model_ids: Sequence[str]) -> None:
+    """Remember models as they are before a sync overwrites them, and forget what older syncs did; within its transaction."""
+    await connection.execute(
+        """INSERT INTO catalog.former_models (sync_id, model_id, model)
+           SELECT $1, changed.id, to_jsonb(m)
+           FROM unnest($2::text[]) AS changed (id) LEFT JOIN catalog.ai_models AS m ON m.id = changed.id""",
+        sync_id,
+        list(model_ids),
+    )
+    await connection.execute("UPDATE catalog.syncs SET restorable = true WHERE id = $1", sync_id)
+    await connection.execute(
+        """WITH old AS (
+               UPDATE catalog.syncs SET restorable = false
+               WHERE restorable AND finished_at < clock_timestamp() - $1::interval RETURNING id)
+           DELETE FROM catalog.former_models WHERE sync_id IN (SELECT id FROM old)""",
+        _FORMER_KEPT_FOR,
+    )
+
+
+async def former_models(connection: asyncpg.Connection, sync_id: int) -> dict[str, CatalogModel | None] | None:
+    """How models were after this sync that were changed since; None for one that was not there yet.
+
+    None where it is not known any more, or there has been no such sync.
+    """
+    known: bool = await connection.fetchval(
+        """SELECT EXISTS (SELECT FROM catalog.syncs WHERE id = $1 AND outcome IN ('applied', 'unchanged'))
+              AND NOT EXISTS (SELECT FROM catalog.syncs WHERE id > $1 AND outcome = 'applied' AND NOT restorable)""",
+        sync_id,
+    )
+    if not known:
+        return None
+    columns = ", ".join(f"m.{column}" for column in MODEL_COLUMNS)
+    rows = await connection.fetch(
+        f"""SELECT DISTINCT ON (f.model_id) f.model_id, {columns}
+            FROM catalog.former_models AS f
+                LEFT JOIN LATERAL jsonb_populate_record(NULL::catalog.ai_models, f.model) AS m ON f.model IS NOT NULL
+            WHERE f.sync_id > $1 ORDER BY f.model_id, f.sync_id""",
+        sync_id,
+    )
+    return {row["model_id"]: None if row["id"] is None else model_of(row) for row in rows}
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from decimal import Decimal
 from contracts.catalog import FixedPrice, Model, ModelDetail, PriceChange, ResolvedResource, Resource, ResourceDraft
 from contracts.listings import Listing, Measured
 from contracts.market import BudgetLimits, Replacement, ResourceNotice
-from services.catalog.breakdown import breakdown
+from services.catalog.breakdown import breakdown, losing_models
 from services.catalog.budgets import for_resource
 from services.catalog.inputs import input_schema
 from services.catalog.models import CatalogModel
@@ -49,7 +49,7 @@ def resource_view(
         model=model,
         badges=model.badges,
         availability=availability_of(model, proposal),
-        warnings=warnings_of(stored.draft, models, prices.expected),
+        warnings=warnings_of(stored.draft, models, losing_models(stored.draft, models, measured)),
         input_schema=input_schema(stored.draft.inputs),
         breakdown=prices,
         notices=notices,
@@ -59,7 +59,12 @@ def resource_view(
 
 
 def resolved_view(
-    stored: StoredResource, model: Model, proposal: Replacement | None, limits: BudgetLimits
+    stored: StoredResource,
+    model: Model,
+    fallbacks: list[Model],
+    *,
+    proposal: Replacement | None,
+    limits: BudgetLimits,
 ) -> ResolvedResource:
     """For the executor. The status is the stored one, which says who may run it; whether it can run says `availability`."""
     draft = stored.draft
@@ -74,13 +79,15 @@ def resolved_view(
         pricing=draft.pricing,
         timeouts=draft.timeouts,
         model=model,
+        fallbacks=fallbacks,
         availability=availability_of(model, proposal),
         budgets=for_resource(limits, stored.id),
     )
 
 
-def resolved_draft(owner: str, draft: ResourceDraft, model: Model, limits: BudgetLimits) -> ResolvedResource:
-    """A checked draft, for a preview."""
+def resolved_draft(owner: str, draft: ResourceDraft, models: Sequence[Model], limits: BudgetLimits) -> ResolvedResource:
+    """A checked draft, for a preview. `models` are those that it names, its main one first."""
+    model, *fallbacks = models
     return ResolvedResource(
         resource_id=None,
         owner=owner,
@@ -92,6 +99,7 @@ def resolved_draft(owner: str, draft: ResourceDraft, model: Model, limits: Budge
         pricing=draft.pricing,
         timeouts=draft.timeouts,
         model=model,
+        fallbacks=fallbacks,
         availability=availability_of(model, None),
         budgets=for_resource(limits, None),
     )

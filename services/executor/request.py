@@ -48,12 +48,13 @@ def build_request(resource: ResolvedResource, values: Mapping[str, JsonValue], *
     messages.append({"role": "user", "content": render(config.prompt_template, rendered)})
     body: dict[str, JsonValue] = {key: value for key, value in config.parameters.items() if key not in _OURS_ALONE}
     body |= {"model": config.model_id, "messages": messages, "stream": True, "user": user}
-    if config.fallback_models:
-        body["models"] = [config.model_id, *config.fallback_models]
+    if fallbacks := _living_fallbacks(resource):
+        body["models"] = [config.model_id, *fallbacks]
     if config.temperature is not None:
         body["temperature"] = config.temperature
     if config.max_tokens is not None:
-        body[_name_of_limit(resource.model)] = config.max_tokens
+        answering = [resource.model, *(model for model in resource.fallbacks if model.id in fallbacks)]
+        body |= dict.fromkeys(map(_name_of_limit, answering), config.max_tokens)
     if config.modalities != ["text"]:
         body["modalities"] = [*config.modalities]
     if "audio" in config.modalities:
@@ -62,8 +63,17 @@ def build_request(resource: ResolvedResource, values: Mapping[str, JsonValue], *
     return ModelRequest(config.model_id, body)
 
 
+def _living_fallbacks(resource: ResolvedResource) -> list[str]:
+    """Upstream refuses a whole request for one id that it does not know, so what is retired is left out."""
+    gone = {model.id for model in resource.fallbacks if model.status == "retired"}
+    return [model_id for model_id in resource.config.fallback_models if model_id not in gone]
+
+
 def _name_of_limit(model: Model) -> str:
-    """Some models take the limit of an answer under its newer name only, and upstream drops a name that a model lacks."""
+    """Some models take the limit of an answer under its newer name only, and upstream drops a name that a model lacks.
+
+    Where the models of a request differ in it, the limit goes under both names, and each model keeps the one it takes.
+    """
     takes = model.supported_parameters
     return "max_completion_tokens" if "max_completion_tokens" in takes and "max_tokens" not in takes else "max_tokens"
 

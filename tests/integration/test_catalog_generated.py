@@ -8,6 +8,7 @@ import copy
 import json
 import time
 from collections.abc import AsyncIterator
+from datetime import date
 from typing import Any
 
 import asyncpg
@@ -32,6 +33,8 @@ from tests.integration.catalog_parts import (
 from tests.stack import Database, shared_data
 
 Changes = set[tuple[str, str]]
+TOLD = {"added", "retired", "returned", "repriced"}
+"""The changes that are told by events of the same name; a changed end is told as what it is."""
 
 
 def given() -> dict[str, dict[str, Any]]:
@@ -121,14 +124,12 @@ async def test_every_kind_of_change_is_told_exactly(
     assert await changes_of(table, first) == {(model_id, "added") for model_id in models}
     assert change_of(first, "openai/gpt-4o-mini", "added").name == models["openai/gpt-4o-mini"]["name"]
 
-    async def sync() -> tuple[SyncReport, Changes]:
+    async def sync(*ends: tuple[str, str]) -> tuple[SyncReport, Changes]:
         upstream.entries = copy.deepcopy(list(models.values()))
         report = await parties.sync()
         found = await changes_of(table, report)
         assert await offered(parties) == set(models)
-        await heard(
-            parties, report, {pair for pair in found if pair[1] in {"added", "retired", "returned", "repriced"}}
-        )
+        await heard(parties, report, {pair for pair in found if pair[1] in TOLD} | set(ends))
         return report, found
 
     # Removed and added.
@@ -145,7 +146,9 @@ async def test_every_kind_of_change_is_told_exactly(
     models["new/model"]["pricing"]["overrides"] = [{"min_prompt_tokens": 1000, "prompt": "0.000009"}]
     models["perplexity/sonar"]["expiration_date"] = "2027-01-31"
     models["new/model:free"] |= {"name": "Free", "context_length": 9000}
-    report, found = await sync()
+    report, found = await sync(("perplexity/sonar", "expiring"))
+    (expiring,) = [event for event in parties.models if event.change == "expiring"]
+    assert expiring.retires_on == date(2027, 1, 31)
     assert found == {
         ("mistralai/mistral-nemo", "repriced"),
         ("openai/gpt-4o-mini", "renamed"),
@@ -169,11 +172,19 @@ async def test_every_kind_of_change_is_told_exactly(
         "fixed",
     ]
 
-    # Back again, one of them at another price.
+    # Back again, one of them at another price and one about to end; another end is withdrawn.
     models |= gone
     models["openai/gpt-4o"]["pricing"]["completion"] = "0.5"
-    _, found = await sync()
-    assert found == {*((model_id, "returned") for model_id in gone), ("openai/gpt-4o", "repriced")}
+    models["openai/whisper-1"]["expiration_date"] = "2027-02-28"
+    models["perplexity/sonar"]["expiration_date"] = None
+    _, found = await sync(("openai/whisper-1", "expiring"), ("perplexity/sonar", "expiry_withdrawn"))
+    assert found == {
+        *((model_id, "returned") for model_id in gone),
+        ("openai/gpt-4o", "repriced"),
+        ("openai/whisper-1", "expiry_changed"),
+        ("perplexity/sonar", "expiry_changed"),
+    }
+    assert [event.retires_on for event in parties.models if event.change == "expiry_withdrawn"] == [None]
     assert len((await parties.model("x-ai/grok-4.3")).price_history) == 1
 
     # Nothing.

@@ -82,6 +82,7 @@ async def test_a_model_is_announced_to_end_retires_comes_back_and_is_repriced(ma
     # Its end is announced.
     await market.sync(entry("m/a", expiration_date="2027-01-31"), *OTHERS)
     assert market.kinds() == ["model_retiring"]
+    assert ("haiku-maker", "availability") in await market.parties.heard()
     mine = await market.parties.get(created)
     assert (mine.status, mine.availability.available) == ("published", True)
     assert mine.availability.ends_on == date(2027, 1, 31)
@@ -171,6 +172,72 @@ async def test_a_withdrawn_end_and_a_lost_fallback_are_told(market: Market) -> N
     mine = await market.parties.get(created)
     assert mine.availability.available, "its main model is there"
     assert any("m/b" in warning for warning in mine.warnings)
+
+
+async def test_a_fallback_is_repriced_announced_to_end_retires_and_comes_back(market: Market) -> None:
+    """What happens to a fallback is told, and it is guarded against like what happens to the main model."""
+    config = {**draft()["openrouter_config"], "fallback_models": ["m/b"]}
+    created = await published(market, openrouter_config=config, margin_rule="pause")
+
+    await market.sync(entry("m/a"), priced("m/b", "0.000002", "0.000004"), entry("m/c"))
+    assert market.kinds() == ["fallback_repriced"]
+    (told,) = (await market.parties.get(created)).notices
+    assert (told.model_id, told.kind) == ("m/b", "fallback_repriced")
+    assert told.difference is not None
+    assert told.difference.run_before_usd is not None
+    assert told.difference.run_after_usd == 2 * told.difference.run_before_usd
+
+    # It costs more than callers pay: paused, as its creator asked, and once.
+    await market.sync(entry("m/a"), priced("m/b", "0.001", "0.01"), entry("m/c"))
+    assert market.kinds()[1:] == ["fallback_repriced", "paused_below_cost"]
+    mine = await market.parties.get(created)
+    assert (mine.status, mine.notices[0].model_id) == ("paused", "m/b")
+    assert any("m/b, a fallback, answers costs more" in warning for warning in mine.warnings)
+    await market.parties.publish(created)
+    await market.feed(receipt(created, cost_usd="0.5") for _ in range(5))
+    assert len(market.kinds()) == 3, "the receipts show the loss of a change that was acted upon"
+    assert (await market.parties.get(created)).status == "published"
+
+    await market.sync(entry("m/a"), entry("m/b", expiration_date="2027-01-31"), entry("m/c"))
+    assert market.kinds()[3:] == ["fallback_retiring", "fallback_repriced"]
+    proposed = (await market.parties.get(created)).notices[1].replacement
+    assert proposed is not None
+    assert proposed.model_id == "m/c", "not the model that is named already"
+    await market.sync(entry("m/a"), entry("m/c"))
+    await market.sync(entry("m/a"), *OTHERS)
+    assert market.kinds()[5:] == ["fallback_retired", "fallback_returned"]
+    mine = await market.parties.get(created)
+    assert (mine.status, mine.warnings) == ("published", [])
+    assert market.kinds().count("paused_below_cost") == 1
+
+    # A new price of the fallback is a new change, also for what the receipts show.
+    await market.sync(entry("m/a"), priced("m/b", "0.000002", "0.000004"), entry("m/c"))
+    await market.feed(receipt(created, cost_usd="0.5") for _ in range(3))
+    assert market.kinds()[7:] == ["fallback_repriced", "paused_below_cost"]
+
+
+async def test_one_sync_that_makes_both_models_dear_is_acted_upon_once(market: Market) -> None:
+    config = {**draft()["openrouter_config"], "fallback_models": ["m/b"]}
+    created = await published(market, openrouter_config=config)
+    await market.sync(priced("m/a", "0.001", "0.01"), priced("m/b", "0.002", "0.02"), entry("m/c"))
+    await market.feed(receipt(created, cost_usd="0.5") for _ in range(3))
+    assert market.kinds() == ["model_repriced", "fallback_repriced", "below_cost"]
+    mine = await market.parties.get(created)
+    assert mine.notices[0].model_id == "m/a"
+    assert sum("costs more than callers pay" in warning for warning in mine.warnings) == 2
+
+
+async def test_executors_are_given_the_fallback_models_and_which_of_them_are_gone(market: Market) -> None:
+    config = {**draft()["openrouter_config"], "fallback_models": ["m/c", "m/b"]}
+    created = await published(market, openrouter_config=config)
+    market.upstream.entries = [entry("m/a"), entry("m/b", supported_parameters=["max_completion_tokens"])]
+    await market.parties.sync()
+    resolved = await market.parties.resolve(str(created.id))
+    assert [(model.id, model.status) for model in resolved.fallbacks] == [("m/c", "retired"), ("m/b", "available")]
+    assert resolved.fallbacks[1].supported_parameters == ["max_completion_tokens"]
+    checked = await market.parties.check(openrouter_config={**config, "fallback_models": ["m/b"]})
+    assert [model.id for model in checked.fallbacks] == ["m/b"]
+    assert (await market.parties.check()).fallbacks == []
 
 
 async def test_an_edit_between_a_sync_and_the_look_hides_nothing(market: Market) -> None:
@@ -433,9 +500,12 @@ async def test_figures_are_right_whatever_comes_twice_or_out_of_order(market: Ma
     # What today cost in all is kept beside the runs, and must not drift from them.
     await market.limit(key_daily_usd="1000")
     today = [each for each in sent if each.finished_at.date() == midnight.date()]
-    (key,) = (await market.budgets()).today
-    assert key.spent_usd == recomputed(today)["model_usd"]
-    assert key.cost_unknown_runs == recomputed(today)["cost_unknown_runs"]
+    budgets = await market.budgets()
+    for mode, (key,) in (("live", budgets.today), ("test", budgets.today_in_test)):
+        in_mode = recomputed([each for each in today if each.mode == mode])
+        assert (key.mode, key.spent_usd, key.cost_unknown_runs) == (
+            mode, in_mode["model_usd"], in_mode["cost_unknown_runs"],
+        )  # fmt: skip
 
 
 async def test_figures_have_a_first_and_a_last_day_and_an_owner(market: Market) -> None:
@@ -561,6 +631,45 @@ async def test_a_lowered_limit_is_told_at_once_and_a_corrected_cost_counts(marke
         (80, Decimal("0.85")),
         (100, Decimal("0.85")),
     ]
+
+
+async def test_runs_with_a_test_key_try_a_limit_out_and_use_up_none_of_it(market: Market) -> None:
+    created = await published(market)
+    await market.limit(key_daily_usd="1", resources=[{"resource_id": str(created.id), "daily_usd": "10"}])
+    await market.feed([receipt(created, mode="test", cost_usd="0.9"), receipt(created, cost_usd="0.5")])
+    budgets = await market.budgets()
+    shown = [[(each.scope, each.mode, each.spent_usd, each.reached_percent) for each in states]
+             for states in (budgets.today, budgets.today_in_test)]  # fmt: skip
+    assert shown == [
+        [("key", "live", Decimal("0.5"), None), ("resource", "live", Decimal("0.5"), None)],
+        [("key", "test", Decimal("0.9"), 80), ("resource", "test", Decimal("0.9"), None)],
+    ]
+    await market.feed([receipt(created, cost_usd="0.3")])
+    assert [(each.mode, each.percent, each.spent_usd) for each in market.reached] == [
+        ("test", 80, Decimal("0.9")),
+        ("live", 80, Decimal("0.8")),
+    ]
+    assert "test runs with your key" in market.reached[0].message
+
+
+async def test_what_a_day_cost_is_told_apart_when_it_was_of_both_modes(market: Market) -> None:
+    created = await published(market)
+    unknown = receipt(None, mode="test", cost_usd=None)
+    await market.feed([receipt(created), receipt(created), receipt(created, mode="test"), unknown])
+    kept = """SELECT mode, scope, subject, model_usd, cost_unknown_runs FROM catalog.spending ORDER BY mode, scope, subject"""
+    before = [tuple(row) for row in await market.pool.fetch(kept)]
+    assert [row[:2] for row in before] == [
+        (mode, scope) for mode in ("live", "test") for scope in ("caller", "key", "resource")
+    ]
+    migrations = Path(catalog_main.__file__).parent / "migrations"
+    up, down = (migrations / "20261123000041_spending_by_mode.sql").read_text().split("-- migrate:down")
+    await market.pool.execute(down)
+    together = await market.pool.fetchrow(
+        "SELECT model_usd, cost_unknown_runs FROM catalog.spending WHERE scope = 'key'"
+    )
+    assert tuple(together) == (Decimal("0.006"), 1)
+    await market.pool.execute(up)
+    assert [tuple(row) for row in await market.pool.fetch(kept)] == before
 
 
 async def test_limits_travel_to_executors(market: Market) -> None:

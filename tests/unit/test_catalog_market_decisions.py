@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from contracts.catalog import ModelPricing, ResourceDraft, ResourcePatch
 from contracts.market import BudgetLimits, NoticeKind, Replacement, RunCost
-from services.catalog.breakdown import breakdown, difference, loses, run_cost
-from services.catalog.budgets import Spent, for_resource, limit_problems, marks_reached, states
-from services.catalog.resources import apply_patch
+from services.catalog.breakdown import breakdown, difference, loses, losing_models, run_cost
+from services.catalog.budgets import Spent, budgets_view, for_resource, limit_problems, marks_reached, sentence, states
+from services.catalog.resources import apply_patch, warnings_of
 from services.catalog.reviews import (
     FEWEST_RUNS,
     Finding,
@@ -119,7 +119,7 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def spent(scope: Any, subject: str, usd: str) -> Spent:
-    return Spent(scope, subject, Decimal(usd), 0)
+    return Spent("live", scope, subject, Decimal(usd), 0)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def spent(scope: Any, subject: str, usd: str) -> Spent:
 )
 def test_marks_are_reached_exactly(used: str, limit: str, marks: list[int]) -> None:
     limits = BudgetLimits.model_validate({"key_daily_usd": limit})
-    (state,) = states(limits, [spent("key", "", used)], "ann")
+    (state,) = states(limits, [spent("key", "", used)], "ann", "live")
     assert marks_reached(state) == marks
 
 
@@ -157,7 +157,9 @@ def test_every_limit_is_shown_and_the_limit_for_callers_never_holds_the_creator(
         spent("caller", "user:cy", "0.1"),
         spent("resource", str(TWO), "9"),
     ]
-    shown = [(each.scope, each.caller_kind, each.caller_id, each.daily_usd) for each in states(limits, used, "ann")]
+    shown = [
+        (each.scope, each.caller_kind, each.caller_id, each.daily_usd) for each in states(limits, used, "ann", "live")
+    ]
     assert shown == [
         ("resource", None, None, Decimal(2)),
         ("caller", "user", "cy", Decimal(3)),
@@ -167,6 +169,28 @@ def test_every_limit_is_shown_and_the_limit_for_callers_never_holds_the_creator(
     assert for_resource(limits, ONE).resource_daily_usd == Decimal(2)
     assert for_resource(limits, TWO).resource_daily_usd is None
     assert for_resource(limits, None).callers == limits.callers
+
+
+def test_runs_with_a_test_key_are_held_against_the_limits_by_themselves() -> None:
+    limits = BudgetLimits.model_validate({"key_daily_usd": "1", "caller_daily_usd": "1"})
+    used = [
+        Spent("live", "key", "", Decimal("0.5"), 0),
+        Spent("test", "key", "", Decimal("0.9"), 2),
+        Spent("test", "caller", "user:bob", Decimal(2), 0),
+    ]
+    view = budgets_view(limits, used, "ann", date(2026, 11, 23))
+    assert [(each.mode, each.scope, each.spent_usd, each.reached_percent) for each in view.today] == [
+        ("live", "key", Decimal("0.5"), None)
+    ]
+    assert [
+        (each.mode, each.scope, each.spent_usd, each.cost_unknown_runs, each.reached_percent)
+        for each in view.today_in_test
+    ] == [("test", "key", Decimal("0.9"), 2, 80), ("test", "caller", Decimal(2), 0, 100)]
+    assert [sentence(each).split(" have ")[0] for each in (*view.today, *view.today_in_test)] == [
+        "Today's runs with your key",
+        "Today's test runs with your key",
+        "Today's test runs by user bob",
+    ]
 
 
 def test_a_limit_is_for_something_of_ones_own_and_given_once() -> None:
@@ -224,7 +248,8 @@ def look(prompt: str = "0.000001", completion: str = "0.000002", **changes: Any)
 
 def found(before: Look | None, after: Look, **changes: Any) -> list[Finding]:
     seen = {} if before is None else {"maker/model": before}
-    return list(findings(draft(**changes), model(), seen, {"maker/model": after}, replacement=None, measured=None))
+    looks = {"maker/model": after}
+    return list(findings(draft(**changes), [model()], seen, looks, replacements={}, measured=None))
 
 
 GONE = {"status": "retired"}
@@ -255,8 +280,8 @@ def test_each_change_of_a_model_is_told_as_what_it_is(before: Any, after: Any, k
 
 
 def repriced(prompt: str, completion: str, **changes: Any) -> Finding | None:
-    (finding,) = found(look(), look(prompt, completion, price_id=2), **changes)
-    return repriced_below_cost(draft(**changes), finding, published=True)
+    findings_of_it = found(look(), look(prompt, completion, price_id=2), **changes)
+    return repriced_below_cost(draft(**changes), findings_of_it, published=True)
 
 
 def test_a_higher_price_is_a_loss_only_above_what_callers_pay() -> None:
@@ -272,6 +297,66 @@ def test_a_higher_price_is_a_loss_only_above_what_callers_pay() -> None:
     followed = {"mode": "cost_plus", "markup_percent": "10", "max_usd": "100"}
     assert repriced("0.001", "0.01", pricing=followed) is None, "the price follows the cost"
     assert repriced("0.0000005", "0.000001", pricing={"mode": "fixed", "price_usd": "0"}) is None, "it became cheaper"
+
+
+WITH_FALLBACK = {
+    "model_id": "maker/model",
+    "fallback_models": ["maker/spare"],
+    "prompt_template": "Hi",
+    "max_tokens": 100,
+}
+
+
+def found_of_both(main: Look, spare: Look, **changes: Any) -> list[Finding]:
+    """Both models looked alike before, and as given now."""
+    both = draft(openrouter_config=WITH_FALLBACK, inputs=[], **changes)
+    models = [model(), model(id="maker/spare")]
+    before = {each.id: look() for each in models}
+    looks = {"maker/model": main, "maker/spare": spare}
+    return list(findings(both, models, before, looks, replacements={}, measured=None))
+
+
+@pytest.mark.parametrize(
+    ("after", "kinds"),
+    [
+        ({}, []),
+        (GONE, ["fallback_retired"]),
+        (ENDING, ["fallback_retiring"]),
+        ({"prompt": "0.000002", "price_id": 2}, ["fallback_repriced"]),
+        ({**GONE, "prompt": "0.000002", "price_id": 2}, ["fallback_retired", "fallback_repriced"]),
+    ],
+)
+def test_what_happens_to_a_fallback_is_told_as_what_it_is(after: Any, kinds: list[str]) -> None:
+    told = found_of_both(look(), look(**after))
+    assert [finding.kind for finding in told] == kinds
+    assert {finding.model_id for finding in told} <= {"maker/spare"}
+    assert all("maker/spare, a fallback of this resource" in finding.message for finding in told)
+
+
+def test_a_fallback_that_costs_more_than_the_price_is_a_loss_like_the_main_model() -> None:
+    dear = look("0.001", "0.01", price_id=2)
+    for rule, kind in (("warn", "below_cost"), ("pause", "paused_below_cost")):
+        asked = draft(openrouter_config=WITH_FALLBACK, inputs=[], margin_rule=rule)
+        loss = repriced_below_cost(asked, found_of_both(look(), dear), published=True)
+        assert loss is not None
+        assert (loss.kind, loss.model_id) == (kind, "maker/spare")
+        assert "that maker/spare, a fallback, answers" in loss.message
+        both = repriced_below_cost(asked, found_of_both(dear, dear), published=True)
+        assert both is not None
+        assert both.model_id == "maker/model", "one loss is told of one change, the main model's first"
+    cheaper = found_of_both(look(), look("0.0000001", "0.0000001", price_id=2))
+    assert repriced_below_cost(asked, cheaper, published=True) is None
+
+
+def test_the_warnings_name_every_model_that_loses() -> None:
+    both = draft(openrouter_config=WITH_FALLBACK, inputs=[])
+    dear = model(id="maker/spare", pricing={"prompt": "0.001", "completion": "0.01"})
+    unknown = model(id="maker/spare", pricing={"prompt": "-1", "completion": "-1"})
+    assert losing_models(both, [model(), dear], None) == [dear]
+    assert losing_models(both, [model(), unknown], None) == [], "nobody knows"
+    (warning,) = warnings_of(both, [model(), dear], [dear])
+    assert warning == "An expected run that maker/spare, a fallback, answers costs more than callers pay."
+    assert len(warnings_of(both, [dear, model()], [dear])) == 1
 
 
 @pytest.mark.parametrize(
@@ -321,8 +406,8 @@ def test_measured_tokens_make_the_difference_that_is_told() -> None:
     told = Replacement(model_id="x/y", name="Y", difference=unknown)
     retired = list(
         findings(
-            draft(), model(), {"maker/model": look()}, {"maker/model": look(status="retired")},
-            replacement=told, measured=None,
+            draft(), [model()], {"maker/model": look()}, {"maker/model": look(status="retired")},
+            replacements={"maker/model": told}, measured=None,
         )
     )  # fmt: skip
     assert "x/y could take over" in retired[0].message

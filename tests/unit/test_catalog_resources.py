@@ -7,7 +7,7 @@ import pytest
 
 from contracts.catalog import InputField, ResourceDraft, ResourcePatch
 from contracts.errors import ErrorCode, ServiceError
-from services.catalog.breakdown import breakdown, proposal
+from services.catalog.breakdown import losing_models, proposal
 from services.catalog.inputs import input_schema
 from services.catalog.resources import (
     apply_patch,
@@ -188,7 +188,7 @@ def test_a_retired_fallback_is_invalid() -> None:
 
 def warnings(candidate: ResourceDraft, *model_ids: str) -> list[str]:
     models = [MODELS[model_id] for model_id in model_ids]
-    return warnings_of(candidate, models, breakdown(candidate, models, None).expected)
+    return warnings_of(candidate, models, losing_models(candidate, models, None))
 
 
 def test_warnings_say_what_upstream_would_drop_and_what_may_cost_more() -> None:
@@ -216,9 +216,7 @@ def test_warnings_are_about_fallbacks_too() -> None:
     (ignored,) = warnings(draft(config), CHAT, "openai/o3-mini")
     assert "temperature" in ignored
     short = MODELS["openai/gpt-4o"].model_copy(update={"max_completion_tokens": 100, "status": "retired"})
-    spoken = " ".join(
-        warnings_of(draft(config), [MODELS[CHAT], short], breakdown(draft(), [MODELS[CHAT]], None).expected)
-    )
+    spoken = " ".join(warnings_of(draft(config), [MODELS[CHAT], short], []))
     assert "no longer offers openai/gpt-4o" in spoken
     assert "at most 100 tokens" in spoken
 

@@ -121,6 +121,42 @@ def test_the_limit_of_an_answer_has_the_name_that_the_model_takes(takes: list[st
     assert {key: value for key, value in body.items() if key.startswith("max_")} == {name: 200}
 
 
+@pytest.mark.parametrize(
+    ("main", "spare", "names"),
+    [
+        (["max_tokens"], ["max_tokens"], {"max_tokens"}),
+        (["max_tokens"], ["max_completion_tokens"], {"max_tokens", "max_completion_tokens"}),
+        (["max_completion_tokens"], ["max_tokens"], {"max_tokens", "max_completion_tokens"}),
+        (["max_completion_tokens"], ["max_completion_tokens"], {"max_completion_tokens"}),
+        (["max_completion_tokens", "max_tokens"], ["max_completion_tokens"], {"max_tokens", "max_completion_tokens"}),
+    ],
+)
+def test_a_fallback_that_takes_the_limit_under_another_name_keeps_it(
+    main: list[str], spare: list[str], names: set[str]
+) -> None:
+    fallback = model().model_copy(update={"id": "c/d", "supported_parameters": spare})
+    named = resource(
+        of=model().model_copy(update={"supported_parameters": main}), max_tokens=200, fallback_models=["c/d"]
+    )
+    for seen in (fallback, fallback.model_copy(update={"status": "retiring"})):
+        body = build_request(named.model_copy(update={"fallbacks": [seen]}), {"topic": "frogs"}, user="u").body
+        assert {key: value for key, value in body.items() if key.startswith("max_")} == dict.fromkeys(names, 200)
+
+
+def test_a_retired_fallback_is_left_out_because_upstream_would_refuse_the_whole_request() -> None:
+    takes = {"supported_parameters": ["max_completion_tokens"]}
+    gone, there = (
+        model().model_copy(update={"id": "c/d", "status": "retired", **takes}),
+        model().model_copy(update={"id": "e/f"}),
+    )
+    named = resource(max_tokens=200, fallback_models=["c/d", "e/f"]).model_copy(update={"fallbacks": [gone, there]})
+    body = build_request(named, {"topic": "frogs"}, user="u").body
+    assert body["models"] == ["a/b", "e/f"]
+    assert "max_completion_tokens" not in body
+    alone = resource(fallback_models=["c/d"]).model_copy(update={"fallbacks": [gone]})
+    assert "models" not in build_request(alone, {"topic": "frogs"}, user="u").body
+
+
 def test_further_parameters_lie_under_ours_and_change_nothing_of_ours() -> None:
     parameters = {
         "top_p": 0.5,

@@ -245,6 +245,25 @@ async def test_max_tokens_cuts_the_answer_with_finish_length(client: httpx.Async
     assert 24 < len(answer["choices"][0]["message"]["content"]) <= 28
 
 
+@pytest.mark.parametrize(
+    ("model", "limits", "most"),
+    [
+        ("openai/gpt-5.1-codex-mini", {"max_completion_tokens": 7}, 7),
+        ("openai/gpt-5.1-codex-mini", {"max_tokens": 7}, None),
+        ("mistralai/mistral-nemo", {"max_completion_tokens": 7}, None),
+        ("mistralai/mistral-nemo", {"max_completion_tokens": 5, "max_tokens": 7}, 7),
+        ("openai/gpt-4o-mini", {"max_completion_tokens": 5, "max_tokens": 7}, 5),
+        ("openai/gpt-5.1-codex-mini", {"max_completion_tokens": 7, "max_tokens": 5}, 7),
+    ],
+)
+async def test_a_limit_holds_under_the_name_that_the_model_supports_and_is_dropped_under_another(
+    client: httpx.AsyncClient, model: str, limits: dict[str, Any], most: int | None
+) -> None:
+    answer = await ask(client, model, **limits)
+    assert answer["choices"][0]["finish_reason"] == ("stop" if most is None else "length")
+    assert most is None or answer["usage"]["completion_tokens"] == most
+
+
 async def test_image_model_draws_a_png_of_the_prompt_when_asked(client: httpx.AsyncClient) -> None:
     answers = [
         await ask(client, "google/gemini-2.5-flash-image", prompt, modalities=["image", "text"])
