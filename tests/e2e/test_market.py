@@ -85,10 +85,12 @@ async def test_limits_are_kept_and_used_up_when_runs_cost_something(stack: Stack
 
         async def used_up() -> dict[str, Any] | None:
             budgets: dict[str, Any] = await alice.get("/api/budgets")
-            return budgets if budgets["today"][0]["reached_percent"] else None
+            return budgets if budgets["today_in_test"][0]["reached_percent"] else None
 
         budgets = await until(used_up, 20)
-        key, one = budgets["today"]
+        assert [(each["mode"], each["spent_usd"]) for each in budgets["today"]] == [("live", "0"), ("live", "0")]
+        key, one = budgets["today_in_test"]
+        assert (key["mode"], one["mode"]) == ("test", "test")
         assert (key["reached_percent"], one["reached_percent"]) == (100, None)
         assert Decimal(key["spent_usd"]) == Decimal(one["spent_usd"]) == Decimal(cost["model_usd"])
         assert (await bob.get("/api/budgets"))["key_daily_usd"] is None
@@ -123,3 +125,12 @@ async def test_an_attachment_is_declared_now_and_refused_when_sent(stack: Stack)
         sent = {"text": "what is it?", "photo": "data:image/png;base64,AAAA"}
         answer = problem(await alice.execute(resource["id"], input=sent), 422, "invalid")
         assert [error["path"] for error in answer["errors"]] == ["input.photo"]
+
+
+async def test_a_fallback_that_knows_the_limit_under_another_name_keeps_it(stack: Stack) -> None:
+    async with connected(stack, "alice") as alice:
+        config = {"fallback_models": ["openai/gpt-5.1-codex-mini"], "max_tokens": 7}
+        resource = await alice.publish(model="sandbox/status-503", config=config)
+        result = await alice.result(resource["id"])
+        assert result["model"]["served"].startswith("openai/gpt-5.1-codex-mini")
+        assert (result["finish_reason"], result["usage"]["completion_tokens"]) == ("length", 7)

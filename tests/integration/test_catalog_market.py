@@ -662,7 +662,7 @@ async def test_what_a_day_cost_is_told_apart_when_it_was_of_both_modes(market: M
         (mode, scope) for mode in ("live", "test") for scope in ("caller", "key", "resource")
     ]
     migrations = Path(catalog_main.__file__).parent / "migrations"
-    up, down = (migrations / "20261123000041_spending_by_mode.sql").read_text().split("-- migrate:down")
+    up, down = (migrations / "20261123000041_pre_spending_by_mode.sql").read_text().split("-- migrate:down")
     await market.pool.execute(down)
     together = await market.pool.fetchrow(
         "SELECT model_usd, cost_unknown_runs FROM catalog.spending WHERE scope = 'key'"

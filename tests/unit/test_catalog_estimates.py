@@ -16,17 +16,19 @@ from services.catalog.sizes import (
     CHAT_FRAME_TOKENS,
     MeasuredTokens,
     fill_from_resource,
+    limits_answers,
     searches_the_web,
     size_of_resource,
 )
 from services.executor.pricing import price_of as charged_price
 from tests.unit.catalog_parts import MODELS, RAW, model
 
-# Those that search as often as they like have no ceiling; that is tested on its own.
+# Those that search as often as they like, or answer as long as they like, have no ceiling; that is tested on its own.
 KNOWN = sorted(
     model_id
     for model_id, seen in MODELS.items()
     if seen.price_kind in {"fixed", "tiered", "free"}
+    and (seen.context_length or seen.max_completion_tokens or limits_answers(seen))
     and not ("deep-research" in model_id and "web_search" in RAW[model_id]["pricing"])
 )
 
