@@ -1,7 +1,8 @@
 """Creators' keys, leased for a minute each and held in this process's memory alone.
 
 A key arrives sealed to this instance's own key pair, which is made at start and never written anywhere. It is dropped as
-soon as the keys service says that it changed, and after every reconnect, because what was said meanwhile was not heard.
+soon as the keys service says that it changed, after every reconnect, because what was said meanwhile was not heard, and when
+its minute is over, also where nobody asks for it again.
 """
 
 from __future__ import annotations
@@ -98,7 +99,15 @@ class KeyLeases:
         if request is not None and request.task is task:
             del self._asking[owner]
             if not task.cancelled() and task.exception() is None:
-                self._held[owner] = task.result()
+                lease = self._held[owner] = task.result()
+                left = lease.expires_at - datetime.now(UTC)
+                # The moment stands for the lease: a timer that held the lease would keep the key that it is to drop.
+                asyncio.get_running_loop().call_later(left.total_seconds(), self._expire, owner, lease.expires_at)
+
+    def _expire(self, owner: str, expires_at: datetime) -> None:
+        held = self._held.get(owner)
+        if held is not None and held.expires_at == expires_at:
+            del self._held[owner]
 
     def doubt(self, owner: str, version: int, refused: KeyRefusal) -> None:
         """Upstream refused a run with this key: have the keys service ask about it, in its own time and not too often."""

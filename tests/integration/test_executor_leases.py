@@ -13,6 +13,7 @@ from contracts.subjects import KEYS_CHANGED
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from services.executor.leases import KeyLeases
+from services.keys import handlers
 from services.runtime.bus import Bus
 from services.runtime.identity import ExecutorIdentity
 from tests.integration.keys_parts import (
@@ -82,6 +83,28 @@ async def test_a_change_is_followed_at_once(around: Around) -> None:
         async with asyncio.timeout(1):
             while await held(around, "alice") != expected:  # noqa: ASYNC110 - an event is on its way over the bus
                 await asyncio.sleep(0.005)
+
+
+async def test_a_lease_whose_time_is_over_is_kept_by_nobody(around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "LEASE_S", 1)
+    await around.parties.connect("alice", LIVE_KEY)
+    await around.parties.connect("bob", OTHER_KEY)
+    for _ in range(2):
+        await around.parties.change()
+    brief = await around.leases.get("alice")
+    monkeypatch.setattr(handlers, "LEASE_S", 60)
+    await around.leases.get("bob")
+    assert list(around.leases._held) == ["alice", "bob"]
+    # What follows it is not dropped with it.
+    again = await around.leases.get("alice")
+    assert again.expires_at > brief.expires_at
+    await asyncio.sleep(1.2)
+    assert list(around.leases._held) == ["alice", "bob"]
+    monkeypatch.setattr(handlers, "LEASE_S", 1)
+    await around.parties.connect("alice", OTHER_KEY)
+    await around.parties.change()
+    assert await held(around, "alice") == OTHER_KEY
+    await until(lambda: list(around.leases._held) == ["bob"])
 
 
 @pytest.mark.parametrize("former", [LIVE_KEY, None])
