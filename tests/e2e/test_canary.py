@@ -48,6 +48,14 @@ MODELS = (
 )
 
 
+# What breaks, and what mends it.
+EXECUTOR_SABOTAGE = [
+    ("ALTER TABLE executor.attempts RENAME TO gone", "ALTER TABLE executor.gone RENAME TO attempts"),
+    ("ALTER TABLE executor.receipts RENAME TO gone", "ALTER TABLE executor.gone RENAME TO receipts"),
+    ("ALTER TABLE executor.executions RENAME TO gone", "ALTER TABLE executor.gone RENAME TO executions"),
+]
+
+
 @dataclass
 class Evidence:
     """Everything that was written or said, by where it was found."""
@@ -164,6 +172,21 @@ async def run_everything(owner: Player, buyer: Player) -> None:
             problem(await buyer.execute(resource_id, input={"text": INPUT, "more": INPUT}), 422, "invalid")
 
 
+async def break_everything(stack: Stack, owner: Player, buyer: Player) -> None:
+    """What an executor needs is taken away while it has the key in its hand: its tracebacks are written."""
+    resource_id = await publish(owner, "sandbox/fast")
+    connection = await asyncpg.connect(stack.postgres.dsn(DATABASE))
+    try:
+        for broken, mended in EXECUTOR_SABOTAGE:
+            await connection.execute(broken)
+            for player in (owner, buyer):
+                await player.execute(resource_id)
+                await player.execute(resource_id, stream=True)
+            await connection.execute(mended)
+    finally:
+        await connection.close()
+
+
 async def live(stack: Stack, evidence: Evidence) -> None:
     """A key is connected, used, fails, is replaced and disconnected."""
     async with signed_in(stack, "owner") as first, signed_in(stack, "buyer") as second:
@@ -173,6 +196,7 @@ async def live(stack: Stack, evidence: Evidence) -> None:
         preview = {**draft("sandbox/fast"), "input": {"text": INPUT}}
         good(await owner.send("POST", "/api/resources/preview", json=preview))
         await run_everything(owner, buyer)
+        await break_everything(stack, owner, buyer)
         good(await owner.send("POST", f"{KEY_PATH}/test"))
         good(await owner.send("PUT", KEY_PATH, json={"api_key": f"sk-or-test-{SECOND_KEY}{TAIL}"}))
         resource_id = await publish(owner, "sandbox/fast")
@@ -265,6 +289,7 @@ def test_there_was_something_to_search(evidence: Evidence) -> None:
     for name in (*SERVICES, "nats", "postgres"):
         assert evidence.logs[f"logs/{name}.log"], name
         assert name in ("nats", "postgres") or b"x402jobs_" in evidence.metrics[f"metrics of {name}"]
+    assert evidence.logs["logs/executor.log"].count(b"Traceback") > len(EXECUTOR_SABOTAGE)
     assert b"user_openrouter_integrations" in evidence.dump
     assert any(name.endswith(".blk") for name in evidence.files), "the files of JetStream"
     assert places(PROMPT, {"dump": evidence.dump}), "what is stored in the clear is found"
