@@ -18,7 +18,7 @@ from services.keys.recipient import Recipients
 from services.keys.ring import CustodySettings, Ring, RingError, check_master_keys
 from services.keys.store import Store
 from services.keys.verify import Verifier
-from services.runtime.hardening import deny_dumps, forget_variable
+from services.runtime.hardening import deny_dumps
 from services.runtime.identity import ExecutorIdentities, IdentityError
 from services.runtime.postgres import connect, create_pool, ping
 from services.runtime.sealing import Keyring
@@ -106,17 +106,10 @@ def _authorizations(settings: Settings, store: Store, keyring: Keyring, limits: 
     )
 
 
-def settings_once() -> Settings:
-    """What the environment says; the master keys are not in it any more afterwards."""
-    settings = Settings()
-    forget_variable("MASTER_KEYS")
-    return settings
-
-
 def main() -> None:
     deny_dumps()
     try:
-        run(lambda: build(settings_once()))
+        run(lambda: build(Settings()))
     except (RingError, IdentityError) as refused:
         log.critical("start_refused", reason=str(refused))
         sys.exit(1)

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.keys.envelope import EnvelopeError, unlock
 from services.keys.store import Store
+from services.runtime.hardening import forget_variable
 from services.runtime.sealing import Keyring
 
 log = structlog.get_logger()
@@ -45,7 +46,8 @@ class CustodySettings(DatabaseSettings):
     master_keys_file: Path | None = None
 
     def keyring(self) -> Keyring:
-        """Raises RingError when there is no ring or it is not readable."""
+        """What is given, and not in the environment any more. Raises RingError when there is no ring or it is not readable."""
+        forget_variable("MASTER_KEYS")
         if self.master_keys_file is not None:
             return read_ring(self.master_keys_file)
         if self.master_keys is None:

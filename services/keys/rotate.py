@@ -23,6 +23,7 @@ from services.keys.recipient import rewrap_pair
 from services.keys.ring import FOLLOW_S, CustodySettings, DatabaseSettings, RingError
 from services.keys.store import Store
 from services.keys.terminal import say
+from services.runtime.hardening import deny_dumps
 from services.runtime.postgres import create_pool
 from services.runtime.sealing import Keyring
 
@@ -171,6 +172,7 @@ async def _run(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
+    deny_dumps()
     parser = argparse.ArgumentParser(prog="python -m services.keys.rotate", description=__doc__)
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--awaited", metavar="ID", help="wait until every running instance holds this master key")

@@ -221,16 +221,24 @@ async def test_the_master_key_is_in_neither_environment_nor_arguments_of_the_run
         assert limit.split()[4:6] == ["0", "0"]
 
 
-@pytest.mark.parametrize("service", ["keys", "executor", "gateway"])
-def test_a_service_that_holds_keys_denies_dumps_before_it_reads_anything(service: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "runs"),
+    [
+        ("services.keys.main", "run"),
+        ("services.keys.rotate", "asyncio.run"),
+        ("services.executor.main", "run"),
+        ("services.gateway.main", "run"),
+    ],
+)
+def test_what_holds_keys_denies_dumps_before_it_reads_anything(module: str, runs: str) -> None:
     program = f"""
 import ctypes, resource
-from services.{service} import main
-def run(build):
+import {module} as program
+def run(_):
     print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))
-main.run = run
+program.{runs} = run
 print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
-main.main()
+program.main()
 """
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout.split("\n")[:2] == ["1", "0 (0, 0)"]

@@ -24,7 +24,7 @@ from services.keys import rotate as rotation_module
 from services.keys.envelope import EnvelopeError
 from services.keys.guards import oauth
 from services.keys.guards.limits import Limits
-from services.keys.main import build, settings_once
+from services.keys.main import Settings, build
 from services.keys.recipient import Recipients, unlock_pair
 from services.keys.ring import CustodySettings, RingError, check_master_keys
 from services.keys.rotate import rotate
@@ -264,10 +264,11 @@ class Terminal:
 
     patch: pytest.MonkeyPatch
     capture: pytest.CaptureFixture[str]
+    environment: dict[str, str]
 
     async def run(self, command: Callable[[], int], *arguments: str, **environment: str) -> tuple[int, str]:
         """The exit code and what was printed."""
-        for name, value in environment.items():
+        for name, value in {**self.environment, **environment}.items():
             self.patch.setenv(name, value)
         self.patch.setattr("sys.argv", ["command", *arguments])
         self.capture.readouterr()
@@ -277,9 +278,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal(database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
-    monkeypatch.setenv("POSTGRES_URL", database.dsn("keys"))
-    monkeypatch.setenv("MASTER_KEYS", f"{NEW},{OLD}")
-    return Terminal(monkeypatch, capsys)
+    return Terminal(monkeypatch, capsys, {"POSTGRES_URL": database.dsn("keys"), "MASTER_KEYS": f"{NEW},{OLD}"})
 
 
 async def test_rotation_takes_authorizations_under_way_along(
@@ -437,12 +436,12 @@ def test_no_ring_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ring_settings().keyring()
 
 
-def test_settings_are_read_once_and_the_variable_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ring_is_read_once_and_the_variable_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "MASTER_KEYS": OLD, "POSTGRES_URL": "postgresql://nowhere", "NATS_PASSWORD": "x", "EXECUTOR_IDENTITIES": "x",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    assert settings_once().keyring().ids == ["k1"]
+    assert Settings().keyring().ids == ["k1"]
     assert "MASTER_KEYS" not in os.environ
 
 
