@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from contracts import catalog, execution, keys, listings, market
+from contracts import catalog, dead_letters, execution, keys, listings, market
 from contracts.base import Contract, Empty
 
 PREFIX = "x402jobs.v1."
@@ -272,6 +272,14 @@ EXECUTION_LIST = Rpc[execution.ListExecutions, execution.ExecutionPage](
 EXECUTION_CANCEL = Rpc[execution.GetExecution, execution.ExecutionView](
     "execution.cancel", execution.GetExecution, execution.ExecutionView, "executor", ("gateway",), 5, True,
     "Stop a run; one that already ended stays as it ended.",
+)  # fmt: skip
+DEAD_LETTERS_LIST = Rpc[dead_letters.ListDeadLetters, dead_letters.DeadLetterPage](
+    "execution.dead_letters.list", dead_letters.ListDeadLetters, dead_letters.DeadLetterPage, "executor", ("gateway",), 5,
+    True, "Jobs that could not be carried out for our reasons, latest first.",
+)  # fmt: skip
+DEAD_LETTERS_REQUEUE = Rpc[dead_letters.RequeueDeadLetter, dead_letters.DeadLetter](
+    "execution.dead_letters.requeue", dead_letters.RequeueDeadLetter, dead_letters.DeadLetter, "executor", ("gateway",), 10,
+    True, "Try one of them again, under the same execution id.",
 )  # fmt: skip
 EXECUTION_CANCELING = Event[execution.ExecutionCanceling](
     "execution.canceling", execution.ExecutionCanceling, "executor", ("executor",), "The executor that runs it stops."

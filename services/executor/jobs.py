@@ -19,6 +19,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import Caller, CallerReceipt, Execute, ExecuteRequest, ExecutionAccepted
 from contracts.subjects import JOBS_STREAM, publisher_of
+from services.executor.dead_letters import MOST_TRIES, DeadLetters, pause_s
 from services.executor.endings import EndStatus, ended_row, ending_of, finished_for, for_caller, result_of
 from services.executor.frames import Frames
 from services.executor.metrics import ExecutorMetrics
@@ -34,10 +35,8 @@ log = structlog.get_logger()
 _CONSUMER = "executor"
 _FETCH = 20
 _LOOK_AGAIN_S = 1.0
-_AWAY = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT})
-_TRANSIENT = _AWAY | {ErrorCode.INTERNAL}
-_REDELIVER_AFTER_S = 2.0
-_MOST_DELIVERIES = 20
+TRANSIENT = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT, ErrorCode.INTERNAL})
+"""Codes for which nobody outside can do anything: the job is tried again."""
 _JOB_IDS = UUID("7c0d6c1e-9d0e-5c3b-8f53-8e2b6f0f4a11")
 
 
@@ -50,6 +49,7 @@ class Jobs:
         preparation: Preparation,
         runner: Runner,
         results: Results,
+        letters: DeadLetters,
         metrics: ExecutorMetrics,
         health: Health,
         running_per_key: int,
@@ -60,6 +60,7 @@ class Jobs:
         self._preparation = preparation
         self._runner = runner
         self._results = results
+        self._letters = letters
         self._metrics = metrics
         self._health = health
         self._running_per_key = running_per_key
@@ -114,24 +115,34 @@ class Jobs:
         try:
             await self.enqueue(execute_as(publisher, parse(ExecuteRequest, message.data), _id_of(message)))
         except ServiceError as error:
-            if error.code in _TRANSIENT and message.metadata.num_delivered < _MOST_DELIVERIES:
-                await message.nak(delay=_REDELIVER_AFTER_S)
+            if error.code in TRANSIENT:
+                await self._later(message, error)
                 return
-            await self._refuse(publisher, message, error.body)
+            if not _is_object(message.data):
+                await self._letters.note_unreadable(_id_of(message), message)
+            await self.refuse(publisher, _claimed_id(message.data) or _id_of(message), error.body, _id_of(message))
         except Exception as error:
             # One message that nobody foresaw must not stop the intake of all others.
             log.exception("job_not_accepted", error=type(error).__name__)
-            if message.metadata.num_delivered < _MOST_DELIVERIES:
-                await message.nak(delay=_REDELIVER_AFTER_S)
-                return
-            failure = ServiceError(ErrorCode.INTERNAL, "Something went wrong on our side; the job was not accepted.")
-            await self._refuse(publisher, message, failure.body)
+            await self._later(message, _our_fault())
+            return
         else:
             self._metrics.jobs_accepted.inc()
         await message.ack()
 
-    async def _refuse(self, publisher: str, message: Msg, error: ErrorBody) -> None:
-        execution_id = _claimed_id(message.data) or _id_of(message)
+    async def _later(self, message: Msg, error: ServiceError) -> None:
+        """Have it delivered again after a pause, or put it aside where that was done often enough."""
+        tries = message.metadata.num_delivered
+        if tries >= MOST_TRIES:
+            letter_id = _id_of(message)
+            with contextlib.suppress(ServiceError):  # nobody to keep it: then it stays where it is
+                await self._letters.keep_message(letter_id, _claimed_id(message.data) or letter_id, message, error)
+                await message.ack()
+                return
+        await message.nak(delay=pause_s(tries))
+
+    async def refuse(self, publisher: str, execution_id: UUID, error: ErrorBody, message_id: UUID) -> None:
+        """Tell a publisher how a job ended that never became a run."""
         log.info("job_refused", execution_id=str(execution_id), code=error.code.value)
         refusal = CallerReceipt(
             execution_id=execution_id,
@@ -145,8 +156,7 @@ class Jobs:
             finished_at=datetime.now(UTC),
         )
         # The id may be that of an earlier run; this refusal must not be taken for a repetition of its message.
-        message_id = f"refused:{message.metadata.sequence.stream}"
-        await self._store.publish_later([replace(finished_for(publisher, refusal), message_id=message_id)])
+        await self._store.publish_later([replace(finished_for(publisher, refusal), message_id=f"refused:{message_id}")])
         self._outgoing.set()
 
     # Running ----------------------------------------------------------------------------------------------------------
@@ -176,28 +186,40 @@ class Jobs:
     async def _begin(self, row: Execution) -> bool:
         """Start a claimed run, or end it where it cannot start any more (the key is gone, say).
 
-        False when nothing can start for the moment: an accepted run waits in the queue for a part that is restarting.
+        False when nothing can start for the moment: an accepted run waits for a part that is restarting.
         """
         assert row.lease_token is not None
-        execute, resource = self._results.open_job(row)
+        try:
+            execute, resource = self._results.open_job(row)
+        except ServiceError as error:
+            await self._put_aside(row, error, at_once=True)
+            return True
         try:
             prepared = replace(await self._preparation.resume(execute, resource, row.created_at), id=row.id)
         except asyncio.CancelledError:
             await self._store.put_back(row.id, row.lease_token)
             raise
         except ServiceError as error:
-            if error.code in _AWAY:
-                if await self._store.put_back(row.id, row.lease_token):
-                    return False
-                await self.end_unbegun(row, row.lease_token, "canceled", None)
-                return True
+            if error.code in TRANSIENT:
+                await self._put_aside(row, error)
+                return False
             await self.end_unbegun(
                 row, row.lease_token, "failed", error.body.model_copy(update={"execution_id": row.id})
             )
             return True
+        except Exception as error:
+            log.exception("job_not_begun", execution_id=str(row.id), error=type(error).__name__)
+            await self._put_aside(row, _our_fault())
+            return True
         queued_ms = round((datetime.now(UTC) - row.created_at).total_seconds() * 1000)
         self._runner.begin(prepared, row.lease_token, queued_ms)
         return True
+
+    async def _put_aside(self, row: Execution, error: ServiceError, *, at_once: bool = False) -> None:
+        """Have a claimed job wait, unless its end was asked for meanwhile."""
+        assert row.lease_token is not None
+        if not await self._letters.postpone(row, error, at_once=at_once):
+            await self.end_unbegun(row, row.lease_token, "canceled", None)
 
     async def end_unbegun(self, row: Execution, token: UUID, status: EndStatus, error: ErrorBody | None) -> None:
         """End a run that never reached upstream: nothing was billed."""
@@ -222,6 +244,14 @@ class Jobs:
             await self.end_unbegun(row, token, "canceled", None)
         return taken
 
+    async def end_waiting(self, execution_id: UUID, error: ErrorBody) -> None:
+        """End a job that waited for too long."""
+        row, token = await self._store.get(execution_id), uuid4()
+        if row is not None and await self._store.take_queued(
+            execution_id, executor=self._bus.instance, lease_token=token
+        ):
+            await self.end_unbegun(row, token, "failed", error)
+
 
 def execute_as(publisher: str, request: ExecuteRequest, default_id: UUID) -> Execute:
     """What a publisher asks for, with the caller that its subject names. Raises INVALID when it names no resource."""
@@ -238,6 +268,17 @@ def execute_as(publisher: str, request: ExecuteRequest, default_id: UUID) -> Exe
 def _id_of(message: Msg) -> UUID:
     """An id for a job that came without one: the same at every redelivery."""
     return uuid5(_JOB_IDS, f"{message.metadata.stream}:{message.metadata.sequence.stream}:{message.metadata.timestamp}")
+
+
+def _our_fault() -> ServiceError:
+    return ServiceError(ErrorCode.INTERNAL, "Something went wrong on our side before the job began; the log says what.")
+
+
+def _is_object(data: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(data), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _claimed_id(data: bytes) -> UUID | None:

@@ -14,6 +14,8 @@ from contracts.subjects import (
     AS_CANCEL,
     AS_GET,
     AS_RUN,
+    DEAD_LETTERS_LIST,
+    DEAD_LETTERS_REQUEUE,
     EXECUTION_CANCEL,
     EXECUTION_CANCELING,
     EXECUTION_ENQUEUE,
@@ -29,6 +31,8 @@ from contracts.subjects import (
 )
 from services.executor.calls import Calls
 from services.executor.costs import PendingCosts
+from services.executor.dead_letter_store import DeadLetterStore
+from services.executor.dead_letters import DeadLetters
 from services.executor.generations import GenerationNotes
 from services.executor.handlers import Handlers
 from services.executor.jobs import Jobs
@@ -38,6 +42,7 @@ from services.executor.media import MediaStore
 from services.executor.metrics import ExecutorMetrics
 from services.executor.outbox import Outbox
 from services.executor.preparation import Preparation
+from services.executor.requeue import Requeue
 from services.executor.resolutions import Resolutions
 from services.executor.results import Results
 from services.executor.runs import Runner
@@ -99,12 +104,14 @@ def build(settings: Settings) -> Service:
         max_running=settings.max_running,
     )
     outgoing = asyncio.Event()
+    letters = DeadLetterStore(pool)
     jobs = Jobs(
         bus=bus,
         store=store,
         preparation=preparation,
         runner=runner,
         results=results,
+        letters=DeadLetters(letters, results),
         metrics=metrics,
         health=service.health,
         running_per_key=settings.running_per_key,
@@ -113,7 +120,10 @@ def build(settings: Settings) -> Service:
     runner.at_end += [outgoing.set, jobs.slot_freed]
     keeper = Keeper(bus, store, runner, metrics, outgoing)
     outbox = Outbox(bus, store, metrics, outgoing)
+    requeue = Requeue(letters=letters, store=store, results=results, jobs=jobs, metrics=metrics)
     _serve(bus, Handlers(bus=bus, store=store, preparation=preparation, runner=runner, jobs=jobs, results=results))
+    bus.serve(DEAD_LETTERS_LIST, requeue.list)
+    bus.serve(DEAD_LETTERS_REQUEUE, requeue.requeue)
     _keep_in_touch(service, settings, runner, calls, leases, resolutions)
     work: dict[str, Hook] = {
         "renew": keeper.renew,
@@ -124,6 +134,7 @@ def build(settings: Settings) -> Service:
         "generations": generations.write,
         "jobs_in": jobs.take_in,
         "jobs": jobs.work,
+        "dead_letters": requeue.watch,
     }
     for name, endless in work.items():
         service.background(name, endless)

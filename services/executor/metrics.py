@@ -48,6 +48,9 @@ class ExecutorMetrics:
         self.jobs_accepted = Counter(
             "x402jobs_jobs_accepted", "Jobs taken from the inbox into rows.", registry=registry
         )
+        self.dead_letters = Gauge(
+            "x402jobs_dead_letters", "Jobs that wait for an operator, over all executors.", registry=registry
+        )
         self.frames_lost = Counter(
             "x402jobs_frames_lost", "Frames that the bus did not take; a snapshot covers them.", registry=registry
         )

@@ -10,6 +10,7 @@ import orjson
 import structlog
 
 from contracts.catalog import ResolvedResource
+from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import Cost, Execute, ExecutionResult
 from services.executor.store import Execution
 from services.runtime.bus import encode
@@ -45,10 +46,31 @@ class Results:
         return self._keyring.encrypt(orjson.dumps(job), execution_id.bytes)
 
     def open_job(self, row: Execution) -> tuple[Execute, ResolvedResource]:
-        assert row.job is not None
-        assert row.job_key_id is not None
-        job = orjson.loads(self._keyring.decrypt(row.job_key_id, row.job, row.id.bytes))
-        return Execute.model_validate(job["execute"]), ResolvedResource.model_validate(job["resource"])
+        """Raises INTERNAL for a job that does not open, or that this version cannot read."""
+        plain = self._open(row.id, row.job_key_id, row.job)
+        try:
+            job = orjson.loads(plain)
+            return Execute.model_validate(job["execute"]), ResolvedResource.model_validate(job["resource"])
+        except (ValueError, KeyError):
+            raise ServiceError(ErrorCode.INTERNAL, "This version cannot read the stored request.") from None
+
+    def lock_message(self, letter_id: UUID, payload: bytes) -> Locked:
+        """A message that could not become a job yet."""
+        return self._keyring.encrypt(payload, letter_id.bytes)
+
+    def open_message(self, letter_id: UUID, key_id: str | None, blob: bytes | None) -> bytes:
+        """Raises INTERNAL for one that does not open."""
+        return self._open(letter_id, key_id, blob)
+
+    def _open(self, what: UUID, key_id: str | None, blob: bytes | None) -> bytes:
+        if key_id is None or blob is None:
+            raise ServiceError(ErrorCode.INTERNAL, "The stored request is not there.")
+        if key_id not in self._keyring:
+            raise ServiceError(ErrorCode.INTERNAL, f"The stored request needs the key {key_id!r} in RESULT_KEYS.")
+        try:
+            return self._keyring.decrypt(key_id, blob, what.bytes)
+        except ValueError:
+            raise ServiceError(ErrorCode.INTERNAL, "The stored request does not open: it was changed.") from None
 
 
 def cost_of_row(row: Execution) -> Cost:

@@ -22,9 +22,11 @@ from services.executor.batch_store import admit_all, finish_all, json_text
 from services.executor.batches import Batches
 from services.runtime.postgres import unavailable_when_down
 
+# A job that waits for a part of ours is queued to everybody else.
 _EXECUTION_COLUMNS = """id, owner, caller_kind, caller_id, viewer, payment, resource_id, resource_version, model_id, mode,
-    pricing, status, idempotency_key, lease_token, cancel_requested, job, job_key_id, created_at, started_at, finished_at,
-    last_seq, truncated, error, price_usd, cost_usd, cost_status, result, result_key_id"""
+    pricing, CASE status WHEN 'waiting' THEN 'queued' ELSE status END AS status, idempotency_key, lease_token,
+    cancel_requested, job, job_key_id, created_at, started_at, finished_at, last_seq, truncated, error, price_usd, cost_usd,
+    cost_status, result, result_key_id"""
 # A list shows no outputs, and two hundred long ones would not fit into memory.
 _LISTED_COLUMNS = _EXECUTION_COLUMNS.replace(" job,", " NULL::bytea AS job,").replace(
     " result,", " NULL::bytea AS result,"
@@ -287,7 +289,8 @@ class Store:
         async with unavailable_when_down():
             status = await self._pool.fetchval(
                 """UPDATE executor.executions SET cancel_requested = true
-                   WHERE id = $1 AND status IN ('queued', 'running') RETURNING status""",
+                   WHERE id = $1 AND status IN ('queued', 'waiting', 'running')
+                   RETURNING CASE status WHEN 'waiting' THEN 'queued' ELSE status END""",
                 execution_id,
             )
         return cast("ExecutionStatus | None", status)
@@ -298,7 +301,7 @@ class Store:
             record = await self._pool.fetchrow(
                 """UPDATE executor.executions
                    SET status = 'running', executor = $2, lease_token = $3, lease_until = now() + $4, started_at = now()
-                   WHERE id = $1 AND status = 'queued' RETURNING id""",
+                   WHERE id = $1 AND status IN ('queued', 'waiting') RETURNING id""",
                 execution_id, executor, lease_token, self._lease,
             )  # fmt: skip
         return record is not None
@@ -483,7 +486,7 @@ class Store:
                     WHERE ($1::text IS NULL OR (caller_kind = $1 AND caller_id = $2))
                       AND ($3::text IS NULL OR owner = $3)
                       AND ($4::uuid IS NULL OR resource_id = $4)
-                      AND ($5::text IS NULL OR status = $5)
+                      AND ($5::text IS NULL OR status = $5 OR ($5 = 'queued' AND status = 'waiting'))
                       AND ($6::uuid IS NULL OR id < $6)
                     ORDER BY id DESC LIMIT $7""",
                 kind, caller_id, owner, resource_id, status, before, limit,

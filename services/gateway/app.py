@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from services.gateway.documentation import document
 from services.gateway.problems import problem_response, unrouted
-from services.gateway.routes import budgets, executions, integrations, media, models, operation, resources
+from services.gateway.routes import budgets, dead_letters, executions, integrations, media, models, operation, resources
 from services.gateway.routing import Gateway
 
 
@@ -36,6 +36,7 @@ def create_app(gateway: Gateway, public_url: str) -> FastAPI:
         budgets.router,
         integrations.router,
         models.router,
+        dead_letters.router,
         media.router,
         operation.router,
     )

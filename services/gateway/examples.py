@@ -348,6 +348,24 @@ EXECUTION: dict[str, Any] = {
 
 EXECUTION_PAGE: dict[str, Any] = {"items": [EXECUTION], "next_cursor": None}
 
+DEAD_LETTER: dict[str, Any] = {
+    "id": EXECUTION_ID,
+    "kind": "job",
+    "status": "waiting",
+    "execution_id": EXECUTION_ID,
+    "caller": {"kind": "user", "id": "bob"},
+    "owner": "alice",
+    "resource_id": EXECUTION["resource_id"],
+    "code": "unavailable",
+    "reason": "A part of the service is starting or down; try again shortly.",
+    "tries": 20,
+    "accepted_at": "2026-05-01T12:00:00Z",
+    "died_at": "2026-05-01T13:04:00Z",
+    "requeued_at": None,
+    "requeued_by": None,
+}
+DEAD_LETTER_PAGE: dict[str, Any] = {"items": [DEAD_LETTER], "next_cursor": None}
+
 EVENTS = (
     'id: 1\nevent: started\ndata: {"execution_id":"' + EXECUTION_ID + '","model":"openai/gpt-4o-mini"}\n\n'
     'id: 2\nevent: text\ndata: {"text":"Rain on the "}\n\n'

@@ -82,6 +82,12 @@ async def _identity(
 SignedIn = Annotated[Identity, Depends(_identity)]
 
 
+def require_admin(identity: Identity) -> None:
+    """Raises FORBIDDEN for everybody but administrators."""
+    if not identity.admin:
+        raise ServiceError(ErrorCode.FORBIDDEN, "Only administrators may do this; sign in as one.")
+
+
 def caller_of(identity: Identity) -> Caller:
     """The identity as executors know it."""
     return Caller.model_construct(kind="user", id=identity.user)

@@ -21,12 +21,10 @@ from contracts.catalog import (
     SyncList,
     SyncReport,
 )
-from contracts.errors import ErrorCode, ServiceError
 from contracts.subjects import CATALOG_SYNC, CATALOG_SYNCS, MODELS_ESTIMATE, MODELS_GET, MODELS_SEARCH
 from services.gateway import examples
-from services.gateway.auth import Identity
 from services.gateway.documentation import answers
-from services.gateway.routing import SignedIn, SignedInRoute, forward, refuse_unknown_fields
+from services.gateway.routing import SignedIn, SignedInRoute, forward, refuse_unknown_fields, require_admin
 
 router = APIRouter(route_class=SignedInRoute)
 
@@ -86,11 +84,6 @@ async def estimate_cost(
     return await forward(request, MODELS_ESTIMATE, EstimateCost.model_construct(**dict(body), owner=user.user))
 
 
-def _require_admin(user: Identity) -> None:
-    if not user.admin:
-        raise ServiceError(ErrorCode.FORBIDDEN, "Only administrators may do this; sign in as one.")
-
-
 @router.post(
     "/api/catalog/sync",
     response_model=SyncReport,
@@ -108,7 +101,7 @@ async def sync_catalog(
     A list that looks wrong (fewer than half the models, prices gone or in another unit) is refused with the reason, and
     the old catalog stays. Who has looked and knows better repeats it with `force=true`; an empty list is never taken.
     """
-    _require_admin(user)
+    require_admin(user)
     return await forward(request, CATALOG_SYNC, SyncCatalog(requested_by=user.user, force=force))
 
 
@@ -121,5 +114,5 @@ async def sync_catalog(
 )
 async def list_syncs(request: Request, user: SignedIn, query: Annotated[ListSyncs, Query()]) -> Response:
     """What each sync changed, model by model with its name, which recommended models were missing, or why it was refused."""
-    _require_admin(user)
+    require_admin(user)
     return await forward(request, CATALOG_SYNCS, query)
