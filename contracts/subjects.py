@@ -274,11 +274,11 @@ EXECUTION_CANCEL = Rpc[execution.GetExecution, execution.ExecutionView](
     "Stop a run; one that already ended stays as it ended.",
 )  # fmt: skip
 DEAD_LETTERS_LIST = Rpc[dead_letters.ListDeadLetters, dead_letters.DeadLetterPage](
-    "execution.dead_letters.list", dead_letters.ListDeadLetters, dead_letters.DeadLetterPage, "executor", ("gateway",), 5,
+    "execution.deadletters.list", dead_letters.ListDeadLetters, dead_letters.DeadLetterPage, "executor", ("gateway",), 5,
     True, "Jobs that could not be carried out for our reasons, latest first.",
 )  # fmt: skip
 DEAD_LETTERS_REQUEUE = Rpc[dead_letters.RequeueDeadLetter, dead_letters.DeadLetter](
-    "execution.dead_letters.requeue", dead_letters.RequeueDeadLetter, dead_letters.DeadLetter, "executor", ("gateway",), 10,
+    "execution.deadletters.requeue", dead_letters.RequeueDeadLetter, dead_letters.DeadLetter, "executor", ("gateway",), 10,
     True, "Try one of them again, under the same execution id.",
 )  # fmt: skip
 EXECUTION_CANCELING = Event[execution.ExecutionCanceling](

@@ -166,6 +166,10 @@ class Jobs:
         if self._jobs_wait:
             self._wake.set()
 
+    def look_again(self) -> None:
+        """Something was queued that this process did not queue."""
+        self._wake.set()
+
     async def work(self) -> None:
         """Background work: claim queued runs while there is room, woken by a new job, by the end of a run, or after a second."""
         while True:

@@ -54,7 +54,7 @@ from services.runtime.hardening import deny_dumps
 from services.runtime.identity import ExecutorIdentity
 from services.runtime.postgres import connect, create_pool, ping
 from services.runtime.sealing import Keyring
-from services.runtime.service import Hook, Service, run
+from services.runtime.service import Service, run
 from services.runtime.settings import ServiceSettings
 
 # Longer than any run may take, so that a stop never cuts one short.
@@ -104,14 +104,13 @@ def build(settings: Settings) -> Service:
         max_running=settings.max_running,
     )
     outgoing = asyncio.Event()
-    letters = DeadLetterStore(pool)
     jobs = Jobs(
         bus=bus,
         store=store,
         preparation=preparation,
         runner=runner,
         results=results,
-        letters=DeadLetters(letters, results),
+        letters=DeadLetters(DeadLetterStore(pool), results),
         metrics=metrics,
         health=service.health,
         running_per_key=settings.running_per_key,
@@ -120,12 +119,10 @@ def build(settings: Settings) -> Service:
     runner.at_end += [outgoing.set, jobs.slot_freed]
     keeper = Keeper(bus, store, runner, metrics, outgoing)
     outbox = Outbox(bus, store, metrics, outgoing)
-    requeue = Requeue(letters=letters, store=store, results=results, jobs=jobs, metrics=metrics)
     _serve(bus, Handlers(bus=bus, store=store, preparation=preparation, runner=runner, jobs=jobs, results=results))
-    bus.serve(DEAD_LETTERS_LIST, requeue.list)
-    bus.serve(DEAD_LETTERS_REQUEUE, requeue.requeue)
+    _look_after_dead_letters(service, Requeue(DeadLetterStore(pool), store, results, jobs, metrics))
     _keep_in_touch(service, settings, runner, calls, leases, resolutions)
-    work: dict[str, Hook] = {
+    for name, endless in {
         "renew": keeper.renew,
         "reap": keeper.reap,
         "clean": keeper.clean,
@@ -134,9 +131,7 @@ def build(settings: Settings) -> Service:
         "generations": generations.write,
         "jobs_in": jobs.take_in,
         "jobs": jobs.work,
-        "dead_letters": requeue.watch,
-    }
-    for name, endless in work.items():
+    }.items():
         service.background(name, endless)
     service.on_drain(runner.wait_until_idle)
     service.on_stop(upstream.close)
@@ -150,6 +145,12 @@ def _pool(service: Service, settings: Settings) -> asyncpg.Pool:
     service.before_bus(lambda: connect(pool))
     service.on_stop(pool.close)
     return pool
+
+
+def _look_after_dead_letters(service: Service, requeue: Requeue) -> None:
+    service.bus.serve(DEAD_LETTERS_LIST, requeue.list)
+    service.bus.serve(DEAD_LETTERS_REQUEUE, requeue.requeue)
+    service.background("dead_letters", requeue.watch)
 
 
 def _keep_in_touch(

@@ -32,7 +32,7 @@ _AT_ONCE = 50
 
 class Requeue:
     def __init__(
-        self, *, letters: DeadLetterStore, store: Store, results: Results, jobs: Jobs, metrics: ExecutorMetrics
+        self, letters: DeadLetterStore, store: Store, results: Results, jobs: Jobs, metrics: ExecutorMetrics
     ) -> None:
         self._letters = letters
         self._store = store
@@ -78,7 +78,7 @@ class Requeue:
             except ServiceError as error:
                 raise ServiceError(ErrorCode.CONFLICT, f"It still cannot be carried out. {error}") from None
         await self._letters.requeue_job(letter.id, by)
-        self._jobs.wake.set()
+        self._jobs.look_again()
 
     async def _requeue_message(self, letter: Letter, by: str) -> None:
         assert letter.execution_id is not None
@@ -104,7 +104,7 @@ class Requeue:
         count_at_s = clean_at_s = 0.0
         while True:
             if await self._letters.release():
-                self._jobs.wake.set()
+                self._jobs.look_again()
             now_s = time.monotonic()
             if now_s >= count_at_s:
                 self._metrics.dead_letters.set(await self._letters.count_waiting())

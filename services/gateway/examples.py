@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from contracts.errors import ErrorCode
+
 EXECUTION_ID = "019c2f6e-7a10-7c41-9d3e-5b1f0a6c2d88"
 RESOURCE_ID = "4f8a2b6e-3c1d-4e5f-8a9b-0c1d2e3f4a5b"
 
@@ -356,7 +358,7 @@ DEAD_LETTER: dict[str, Any] = {
     "caller": {"kind": "user", "id": "bob"},
     "owner": "alice",
     "resource_id": EXECUTION["resource_id"],
-    "code": "unavailable",
+    "code": ErrorCode.UNAVAILABLE.value,
     "reason": "A part of the service is starting or down; try again shortly.",
     "tries": 20,
     "accepted_at": "2026-05-01T12:00:00Z",

@@ -227,7 +227,7 @@ async def test_queued_run_waits_for_a_keys_service_that_restarts(house: House) -
         return len(house.other.leased) > 1
 
     await eventually(asked_twice)
-    assert await house.status_of(queued) == "queued"
+    assert (await house.view(queued)).status == "queued"
     assert (await house.cancel(canceled)).status == "canceled"
     house.other.away = False
     await house.until_status(queued, "succeeded")

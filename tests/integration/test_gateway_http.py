@@ -21,6 +21,8 @@ from contracts.subjects import (
     BUDGETS_SET,
     CATALOG_SYNC,
     CATALOG_SYNCS,
+    DEAD_LETTERS_LIST,
+    DEAD_LETTERS_REQUEUE,
     KEYS_ACCESS_LIST,
     KEYS_CONNECT,
     KEYS_DISCONNECT,
@@ -124,6 +126,10 @@ class Others:
         ):
             self.answer(bus, rpc, example)
 
+    def executor(self, bus: Bus) -> None:
+        self.answer(bus, DEAD_LETTERS_LIST, examples.DEAD_LETTER_PAGE)
+        self.answer(bus, DEAD_LETTERS_REQUEUE, examples.DEAD_LETTER)
+
 
 @pytest_asyncio.fixture(scope="module")
 async def client(nats_server: Nats, credentials: Credentials) -> AsyncIterator[httpx.AsyncClient]:
@@ -139,6 +145,7 @@ async def others(nats_server: Nats, credentials: Credentials) -> AsyncIterator[O
     async with (
         peer("keys", nats_server, credentials, others.keys),
         peer("catalog", nats_server, credentials, others.catalog),
+        peer("executor", nats_server, credentials, others.executor),
     ):
         yield others
 
@@ -156,6 +163,8 @@ ROUTES = [
     ("POST", "/api/models/estimate"),
     ("POST", "/api/catalog/sync"),
     ("GET", "/api/catalog/syncs"),
+    ("GET", "/api/dead-letters"),
+    ("POST", f"/api/dead-letters/{examples.EXECUTION_ID}/requeue"),
     ("POST", "/api/resources"),
     ("GET", "/api/resources"),
     ("GET", f"/api/resources/{examples.RESOURCE_ID}"),
@@ -212,10 +221,16 @@ async def test_listings_need_no_token(client: httpx.AsyncClient) -> None:
 
 
 async def test_administration_is_for_administrators(client: httpx.AsyncClient, others: Others) -> None:
-    for method, path in (("POST", "/api/catalog/sync"), ("GET", "/api/catalog/syncs")):
+    for method, path in (
+        ("POST", "/api/catalog/sync"),
+        ("GET", "/api/catalog/syncs"),
+        ("GET", "/api/dead-letters"),
+        ("POST", f"/api/dead-letters/{examples.EXECUTION_ID}/requeue"),
+    ):
         assert error_body(await client.request(method, path))["code"] == "forbidden"
         assert (await client.request(method, path, headers=bearer("root", admin=True))).status_code == 200
     assert others.asked["catalog.sync"].requested_by == "root"
+    assert others.asked["execution.deadletters.requeue"].requested_by == "root"
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------
