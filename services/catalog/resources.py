@@ -95,6 +95,7 @@ def warnings_of(draft: ResourceDraft, models: Sequence[Model], losing: Sequence[
     """
     config, model = draft.openrouter_config, models[0]
     warnings = [warning for each in models for warning in _dropped(config, each)]
+    warnings += _unfit_by_now(draft, models)
     for fallback in models[1:]:
         warnings += _fallback_warnings(config, fallback, loses=fallback in losing)
     if model in losing:
@@ -172,6 +173,18 @@ def _dropped(config: OpenRouterConfig, model: Model) -> Iterable[str]:
         yield f"{model.name} does not support {', '.join(sorted(ignored))}: OpenRouter leaves that out silently."
 
 
+def _unfit_by_now(draft: ResourceDraft, models: Sequence[Model]) -> Iterable[str]:
+    """Why it would be refused today: what a model takes and gives may change after a resource was saved."""
+    for position, model in enumerate(models):
+        if model.status != "retired":
+            path = _path_of(position)
+            for problem in (
+                *_unfit(model, draft.openrouter_config, path, fallback=position > 0),
+                *_unreadable_inputs(draft, model),
+            ):
+                yield f"OpenRouter has changed {model.id} since this was saved. {problem.message}"
+
+
 def _fallback_warnings(config: OpenRouterConfig, fallback: Model, *, loses: bool) -> Iterable[str]:
     limit = fallback.max_completion_tokens or fallback.context_length
     if fallback.status == "retired":
@@ -188,7 +201,7 @@ def _model_problems(draft: ResourceDraft, models: Mapping[str, Model]) -> Iterab
     config = draft.openrouter_config
     seen: set[str] = set()
     for position, model_id in enumerate(named_models(config)):
-        path = "openrouter_config.model_id" if position == 0 else f"openrouter_config.fallback_models.{position - 1}"
+        path = _path_of(position)
         model = models.get(model_id)
         if model_id in seen:
             yield FieldProblem(path=path, message="This model is named twice; name each model once.")
@@ -198,6 +211,11 @@ def _model_problems(draft: ResourceDraft, models: Mapping[str, Model]) -> Iterab
             yield from _unfit(model, config, path, fallback=position > 0)
             yield from _unreadable_inputs(draft, model)
         seen.add(model_id)
+
+
+def _path_of(position: int) -> str:
+    """Where a draft names its main model, and behind it its fallbacks."""
+    return "openrouter_config.model_id" if position == 0 else f"openrouter_config.fallback_models.{position - 1}"
 
 
 def _unfit(model: Model, config: OpenRouterConfig, path: str, *, fallback: bool) -> Iterable[FieldProblem]:

@@ -211,6 +211,24 @@ def test_a_limit_that_a_model_does_not_take_is_warned_of() -> None:
     assert not any("max_tokens" in warning for warning in newer_name)
 
 
+def test_what_a_model_can_no_longer_do_is_warned_of_by_every_look() -> None:
+    sees, blind = MODELS[CHAT], MODELS[CHAT].model_copy(update={"input_modalities": ["text"]})
+    asked = draft({"max_tokens": 10}, inputs=[field(), photo()])
+    check_draft(asked, {CHAT: sees})
+    assert warnings_of(asked, [sees], []) == []
+    (lost,) = warnings_of(asked, [blind], [])
+    assert lost == f"OpenRouter has changed {CHAT} since this was saved. {CHAT} takes text, not image."
+    (short,) = warnings_of(asked, [sees.model_copy(update={"max_completion_tokens": 5})], [])
+    assert "at most 5 tokens" in short
+    assert not any(
+        "since this was saved" in each
+        for each in warnings_of(asked, [blind.model_copy(update={"status": "retired"})], [])
+    )
+    spare = draft({"max_tokens": 10, "fallback_models": ["openai/gpt-4o"]}, inputs=[field(), photo()])
+    (other,) = warnings_of(spare, [sees, blind.model_copy(update={"id": "openai/gpt-4o"})], [])
+    assert "openai/gpt-4o takes text, not image" in other
+
+
 def test_warnings_are_about_fallbacks_too() -> None:
     config = {"max_tokens": 16_384, "temperature": 0.1, "fallback_models": ["openai/o3-mini"]}
     (ignored,) = warnings(draft(config), CHAT, "openai/o3-mini")
