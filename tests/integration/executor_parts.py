@@ -158,6 +158,7 @@ class House:
     """Everything around one or more executors, and what was heard of them."""
 
     gateway: Bus
+    catalog: Bus
     keys: Bus
     observer: Bus
     publisher: Client
@@ -357,7 +358,7 @@ async def house_without_executor(
         def settings(**changes: Any) -> Settings:
             return executor_settings(database, server, credentials, url, **changes)
 
-        house = House(gateway, keys, observer, publisher, other, connection, client, settings)
+        house = House(gateway, catalog, keys, observer, publisher, other, connection, client, settings)
         await house.listen()
         yield house
 

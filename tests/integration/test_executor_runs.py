@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.base import new_execution_id
-from contracts.catalog import Availability, CostPlusPrice, Timeouts
+from contracts.catalog import Availability, CostPlusPrice, FixedPrice, ModelChanged, Timeouts
 from contracts.errors import ErrorCode
 from contracts.execution import (
     Caller,
@@ -26,7 +26,7 @@ from contracts.execution import (
     Receipt,
 )
 from contracts.keys import KeysChanged
-from contracts.subjects import EXECUTION_CANCELING, EXECUTION_LIST, KEYS_CHANGED
+from contracts.subjects import EXECUTION_CANCELING, EXECUTION_LIST, KEYS_CHANGED, MODEL_CHANGED
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from services.runtime.service import Service
@@ -123,6 +123,25 @@ async def test_one_lease_serves_many_runs_until_the_key_changes(house: House) ->
         return len(house.other.leased) == 2
 
     await eventually(leased_again)
+
+
+@pytest.mark.parametrize("change", ["retired", "expiring", "expiry_withdrawn"])
+async def test_what_is_kept_of_a_resource_is_dropped_when_one_of_its_models_changes(house: House, change: str) -> None:
+    config = {"model_id": "sandbox/fast", "fallback_models": ["sandbox/echo"], "prompt_template": "{{text}}"}
+    resource = house.other.offer("sandbox/fast", config=config)
+    assert (await house.run(resource)).cost == PriceOnly(price_usd=PRICE)
+    kept = house.other.resources[resource]
+    house.other.resources[resource] = kept.model_copy(
+        update={"pricing": FixedPrice(mode="fixed", price_usd=Decimal("0.02"))}
+    )
+    event = ModelChanged.model_validate({"model_id": "sandbox/echo", "change": change, "sync_id": 7})
+    await house.catalog.publish(MODEL_CHANGED, event)
+
+    async def asked_again() -> bool:
+        return (await house.run(resource)).cost.price_usd == Decimal("0.02")
+
+    # Well before it would have been asked again by itself.
+    await eventually(asked_again, timeout_s=5)
 
 
 # Retries --------------------------------------------------------------------------------------------------------------
