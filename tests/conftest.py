@@ -18,6 +18,7 @@ from deploy.local.nats import Nats
 from deploy.local.ports import free_port
 from deploy.local.postgres import Postgres
 from deploy.local.stack import PUBLISHER, Stack
+from tests.browser.browsing import LEFT_OUT, chromium
 from tests.stack import Database, clone_of
 
 # The machines that tests run on are busy: how long an example takes says nothing about the code.
@@ -133,3 +134,9 @@ async def stack(stack_factory: StackFactory) -> AsyncIterator[Stack]:
     sandbox = {"SANDBOX_FIRST_TOKEN_MS": "20", "SANDBOX_TOKENS_PER_S": "1000"}
     async with stack_factory(executors=2, gateways=2, settings={"sandbox": sandbox}) as running:
         yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says what no result can say: that the browser tests did not run."""
+    if chromium() is None:
+        terminalreporter.write_sep("=", LEFT_OUT, yellow=True)

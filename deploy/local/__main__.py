@@ -17,7 +17,7 @@ from deploy.local.credentials import load_credentials
 from deploy.local.parent import until_make_is_told_to_stop
 from deploy.local.process import ProcessError
 from deploy.local.settings import settings_from
-from deploy.local.stack import GATEWAY_PORT, Stack
+from deploy.local.stack import CONSOLE_PORT, GATEWAY_PORT, Stack
 from deploy.local.terminal import LogFollower
 from deploy.local.tokens import sign_token
 
@@ -70,6 +70,7 @@ async def _run(directory: Path) -> int:
     stack = Stack(
         directory,
         gateway_port=_number("GATEWAY_PORT", GATEWAY_PORT),
+        console_port=_number("CONSOLE_PORT", CONSOLE_PORT),
         keys=_number("KEYS", 1),
         executors=_number("EXECUTORS", 1),
         gateways=_number("GATEWAYS", 1),
@@ -171,6 +172,7 @@ async def _welcome(stack: Stack, directory: Path, took_s: float) -> None:
     print(f"""
 x402jobs Instant Resources is ready, after {took_s:.1f} s
 
+  console {stack.console_url}/sign-in#token={token}
   API     {url}
   docs    {url}/docs
   user    {demo.USER} (a token for another one: make token USER=alice)

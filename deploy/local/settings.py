@@ -18,6 +18,7 @@ OWN = {
         "POSTGRES_POOL",
     ),
     "gateway": (),
+    "console": (),
 }
 SANDBOX_PREFIX = "SANDBOX_"
 SANDBOX_PATHS = ("SANDBOX_CATALOG", "SANDBOX_RECORDINGS")

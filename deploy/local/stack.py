@@ -33,8 +33,8 @@ class Stack:
     """One stack in one directory.
 
     `parts` holds everything it runs, by name: `nats`, `postgres`, `sandbox`, `keys`, `keys-2`, …, `catalog`, `executor`, …,
-    `gateway`, `gateway-2`, … `gateway_port` None picks free ones. `settings` are variables for all processes of a service
-    (or the sandbox), beyond those it needs. `observer` adds the bus user that hears everything, for tests.
+    `gateway`, `gateway-2`, …, `console`. Ports that are None are free ones. `settings` are variables for all processes of a
+    service (or the sandbox), beyond those it needs. `observer` adds the bus user that hears everything, for tests.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Stack:
         directory: Path,
         *,
         gateway_port: int | None = None,
+        console_port: int | None = None,
         keys: int = 1,
         executors: int = 1,
         gateways: int = 1,
@@ -52,10 +53,12 @@ class Stack:
         self.parts: dict[str, Part] = {}
         self.gateway_urls: list[str] = []
         self._settings = settings or {}
-        self._replicas = {"keys": keys, "catalog": 1, "executor": executors, "gateway": gateways}
+        self._replicas = {"keys": keys, "catalog": 1, "executor": executors, "gateway": gateways, "console": 1}
         self._gateway_port = gateway_port
+        self._console_port = console_port or free_port()
         self._lock = _lock(self.directory)
         try:
+            _require_free("CONSOLE_PORT", self._console_port)
             self.credentials = load_credentials(self.directory)
             self._gateway_ports = self._choose_gateway_ports()
             users = [*SERVICES, PUBLISHER, *([OBSERVER] if observer else [])]
@@ -77,6 +80,16 @@ class Stack:
     def gateway_url(self) -> str:
         """Where the first gateway listens."""
         return self.gateway_urls[0]
+
+    @property
+    def console_url(self) -> str:
+        """Where people reach the console. Not by number: OpenRouter sends people back to `localhost` alone."""
+        return f"http://localhost:{self._console_port}"
+
+    @property
+    def sandbox_url(self) -> str:
+        """Where the sandbox listens, without the path of its interface; known once it has started."""
+        return self._sandbox.url.removesuffix("/api/v1")
 
     def token(self, user: str, *, admin: bool = False) -> str:
         """A bearer token for this user."""
@@ -122,7 +135,7 @@ class Stack:
                 {
                     "gateway_url": self.gateway_url,
                     "gateway_urls": self.gateway_urls,
-                    "console_url": None,
+                    "console_url": self.console_url,
                     "token": self.token("demo"),
                     "nats_url": self.nats.url,
                     "publisher": {
@@ -172,18 +185,24 @@ class Stack:
         metrics_port = free_port()
         env = {
             "INSTANCE": name,
-            "NATS_URL": self.nats.url,
-            "NATS_USER": kind,
-            "NATS_PASSWORD": self.credentials.nats_password(kind),
             "METRICS_HOST": HOST,
             "METRICS_PORT": str(metrics_port),
             "LOG_FORMAT": "console",
+            **(self._bus_environment(kind) if kind in SERVICES else {}),
             **self._own_environment(kind, number),
             **self._settings.get(kind, {}),
         }
         metrics = f"http://{HOST}:{metrics_port}"
-        url = f"http://{HOST}:{self._gateway_ports[number]}" if kind == "gateway" else metrics
+        ports = {"gateway": self._gateway_ports[number : number + 1], "console": [self._console_port]}.get(kind)
+        url = f"http://{HOST}:{ports[0]}" if ports else metrics
         return Service(self._child(name, f"services.{kind}.main", env), url=url, metrics_url=f"{metrics}/metrics")
+
+    def _bus_environment(self, kind: str) -> dict[str, str]:
+        return {
+            "NATS_URL": self.nats.url,
+            "NATS_USER": kind,
+            "NATS_PASSWORD": self.credentials.nats_password(kind),
+        }
 
     def _own_environment(self, kind: str, number: int) -> dict[str, str]:
         credentials, sandbox = self.credentials, self._sandbox.url
@@ -195,7 +214,7 @@ class Stack:
                     "MASTER_KEYS_FILE": str(credentials.master_keys_file),
                     "EXECUTOR_IDENTITIES": credentials.executor_identities,
                     "SANDBOX_URL": sandbox,
-                    "OPENROUTER_AUTH_URL": sandbox.removesuffix("/api/v1") + "/auth",
+                    "OPENROUTER_AUTH_URL": self.sandbox_url + "/auth",
                 }
             case "catalog":
                 return {"POSTGRES_URL": self.dsn(kind), "CATALOG_UPSTREAM_URL": sandbox}
@@ -207,6 +226,14 @@ class Stack:
                     "RESULT_KEYS": credentials.result_keys,
                     "MEDIA_NAME_SECRET": credentials.media_name_secret,
                     "PUBLIC_URL": public_url,
+                }
+            case "console":
+                return {
+                    "HOST": HOST,
+                    "PORT": str(self._console_port),
+                    "GATEWAY_URL": public_url,
+                    "GATEWAY_PUBLIC_URL": public_url,
+                    "PUBLIC_URL": self.console_url,
                 }
             case _:
                 return {
@@ -231,14 +258,16 @@ class Stack:
     def _choose_gateway_ports(self) -> list[int]:
         if self._gateway_port is None:
             return [free_port() for _ in range(self._replicas["gateway"])]
-        if not port_is_free(self._gateway_port):
-            raise RuntimeError(
-                f"port {self._gateway_port} is in use: set GATEWAY_PORT to another one, or stop what listens there"
-            )
+        _require_free("GATEWAY_PORT", self._gateway_port)
         ports = [self._gateway_port]
         while len(ports) < self._replicas["gateway"]:
-            ports.append(next_free_port(ports[-1], avoid=frozenset({CONSOLE_PORT})))
+            ports.append(next_free_port(ports[-1], avoid=frozenset({CONSOLE_PORT, self._console_port})))
         return ports
+
+
+def _require_free(variable: str, port: int) -> None:
+    if not port_is_free(port):
+        raise RuntimeError(f"port {port} is in use: set {variable} to another one, or stop what listens there")
 
 
 def _lock(directory: Path) -> TextIO:

@@ -7,12 +7,12 @@ from pydantic import Field, SecretStr, model_validator
 
 from services.gateway.app import create_app
 from services.gateway.auth import Verifier
-from services.gateway.edge import Edge
 from services.gateway.recipients import Recipients
 from services.gateway.routing import Gateway
 from services.gateway.runs import Runs
 from services.gateway.stored_media import MediaStore
 from services.gateway.watch import Outages
+from services.runtime.edge import Edge
 from services.runtime.hardening import deny_dumps
 from services.runtime.service import Service, run
 from services.runtime.settings import ServiceSettings

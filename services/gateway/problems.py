@@ -63,8 +63,6 @@ TITLES: dict[ErrorCode, str] = {
 
 _RETRY_AFTER_STATUSES = frozenset({429, 503})
 
-CLIENT_GONE = 499
-"""Stands in logs and metrics where the client left before the response; nobody receives it."""
 NOT_READY = 503
 
 

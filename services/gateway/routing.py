@@ -26,12 +26,12 @@ from contracts.errors import ErrorBody, ErrorCode, FieldProblem, ServiceError
 from contracts.execution import Caller
 from contracts.subjects import Rpc
 from services.gateway.auth import Identity, Verifier
-from services.gateway.edge import note, pseudonym
-from services.gateway.problems import CLIENT_GONE, not_json, problem_response, too_large
+from services.gateway.problems import not_json, problem_response, too_large
 from services.gateway.recipients import Recipients
 from services.gateway.runs import ClientGoneError, Runs
 from services.gateway.stored_media import MediaStore
 from services.runtime.bus import Bus, encode, message_of
+from services.runtime.edge import CLIENT_GONE, note, pseudonym
 from services.runtime.health import Health
 
 log = structlog.get_logger()

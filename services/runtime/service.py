@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import uvicorn
@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from services.runtime.bus import Bus
 from services.runtime.health import Health
 from services.runtime.logs import configure_logs
-from services.runtime.settings import ServiceSettings
+from services.runtime.settings import ProcessSettings, ServiceSettings
 
 log = structlog.get_logger()
 
@@ -45,29 +45,18 @@ class _HttpServer(uvicorn.Server):
             await super().serve(sockets)
 
 
-class Service:
-    """One instance of one service, wired by its `build`."""
+class Process:
+    """One process of ours, wired by its `build`. By itself it is not on the bus."""
 
     def __init__(
-        self, name: str, settings: ServiceSettings, registry: CollectorRegistry, *, drain_timeout_s: float = 30
+        self, name: str, settings: ProcessSettings, registry: CollectorRegistry, *, drain_timeout_s: float = 30
     ) -> None:
         self.name = name
         self.settings = settings
         self.registry = registry
         self.instance = settings.instance or f"{name}-{socket.gethostname()}-{time.time_ns() % 10**9:09d}"
         self.health = Health(registry)
-        self.bus = Bus(
-            service=name,
-            instance=self.instance,
-            url=settings.nats_url,
-            user=settings.nats_user or name,
-            password=settings.nats_password.get_secret_value(),
-            registry=registry,
-        )
-        self.health.add("bus", self.bus.ping)
         self._drain_timeout_s = drain_timeout_s
-        self._before_bus: list[Hook] = []
-        self._after_bus: list[Hook] = []
         self._stopping_hooks: list[Hook] = []
         self._drain_hooks: list[Hook] = []
         self._stop_hooks: list[Hook] = []
@@ -76,14 +65,6 @@ class Service:
         self._servers: list[tuple[_HttpServer, asyncio.Task[None]]] = []
         self._apps: list[tuple[Any, str, int]] = [(self.health, settings.metrics_host, settings.metrics_port)]
         self.started = Gauge("x402jobs_started_timestamp_seconds", "When this process became ready.", registry=registry)
-
-    def before_bus(self, hook: Hook) -> None:
-        """Run at start before the bus is connected: pools, caches that handlers need."""
-        self._before_bus.append(hook)
-
-    def after_bus(self, hook: Hook) -> None:
-        """Run at start once the bus is connected: streams, first loads."""
-        self._after_bus.append(hook)
 
     def on_stopping(self, hook: Hook) -> None:
         """Run at stop before anything else: end here what would go on for as long as it is let."""
@@ -107,11 +88,7 @@ class Service:
 
     async def start(self) -> None:
         await self._listen(*self._apps[0])
-        for hook in self._before_bus:
-            await hook()
-        await self.bus.start()
-        for hook in self._after_bus:
-            await hook()
+        await self._connect()
         self._tasks = [asyncio.create_task(self._supervise(name, work)) for name, work in self._background]
         for app, host, port in self._apps[1:]:
             await self._listen(app, host, port)
@@ -154,16 +131,24 @@ class Service:
         for server, task in reversed(self._servers[1:]):
             server.should_exit = True
             await task
-        if self.bus.connected:
-            await self.bus.drain(self._drain_timeout_s)
+        await self._drain()
         await self._run_hooks(self._drain_hooks)
         await _end(self._tasks)
         await self._run_hooks(self._stop_hooks)
-        await self.bus.close()
+        await self._disconnect()
         for server, task in self._servers[:1]:
             server.should_exit = True
             await task
         log.info("service_stopped")
+
+    async def _connect(self) -> None:
+        """What has to be there before work begins."""
+
+    async def _drain(self) -> None:
+        """Take no new work."""
+
+    async def _disconnect(self) -> None:
+        """Give back what `_connect` took."""
 
     async def _run_hooks(self, hooks: list[Hook]) -> None:
         for hook in reversed(hooks):
@@ -171,6 +156,48 @@ class Service:
                 await hook()
             except Exception as error:
                 log.exception("stop_hook_failed", error=type(error).__name__)
+
+
+class Service(Process):
+    """One instance of one service: a process that is on the bus."""
+
+    def __init__(
+        self, name: str, settings: ServiceSettings, registry: CollectorRegistry, *, drain_timeout_s: float = 30
+    ) -> None:
+        super().__init__(name, settings, registry, drain_timeout_s=drain_timeout_s)
+        self.bus = Bus(
+            service=name,
+            instance=self.instance,
+            url=settings.nats_url,
+            user=settings.nats_user or name,
+            password=settings.nats_password.get_secret_value(),
+            registry=registry,
+        )
+        self.health.add("bus", self.bus.ping)
+        self._before_bus: list[Hook] = []
+        self._after_bus: list[Hook] = []
+
+    def before_bus(self, hook: Hook) -> None:
+        """Run at start before the bus is connected: pools, caches that handlers need."""
+        self._before_bus.append(hook)
+
+    def after_bus(self, hook: Hook) -> None:
+        """Run at start once the bus is connected: streams, first loads."""
+        self._after_bus.append(hook)
+
+    async def _connect(self) -> None:
+        for hook in self._before_bus:
+            await hook()
+        await self.bus.start()
+        for hook in self._after_bus:
+            await hook()
+
+    async def _drain(self) -> None:
+        if self.bus.connected:
+            await self.bus.drain(self._drain_timeout_s)
+
+    async def _disconnect(self) -> None:
+        await self.bus.close()
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:
@@ -182,8 +209,11 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
         await asyncio.wait(left, timeout=1)
 
 
+Running = TypeVar("Running", bound=Process)
+
+
 @asynccontextmanager
-async def running(service: Service) -> AsyncIterator[Service]:
+async def running(service: Running) -> AsyncIterator[Running]:
     """The service, started; stopped at the end of the block."""
     await service.start()
     try:
@@ -192,7 +222,7 @@ async def running(service: Service) -> AsyncIterator[Service]:
         await service.stop()
 
 
-async def _run(build: Callable[[], Service]) -> None:
+async def _run(build: Callable[[], Process]) -> None:
     service = build()
     configure_logs(service.name, service.instance, service.settings.log_format, service.settings.log_level)
     told_to_stop = asyncio.Event()
@@ -210,6 +240,6 @@ async def _run(build: Callable[[], Service]) -> None:
     await service.stop()
 
 
-def run(build: Callable[[], Service]) -> None:
+def run(build: Callable[[], Process]) -> None:
     """The whole of a service's `main`: build, start, wait for a signal, stop. Exits 0 after a clean stop."""
     uvloop.run(_run(build))

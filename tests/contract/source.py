@@ -13,6 +13,8 @@ from contracts.subjects import SERVICES
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("contracts", "services", "deploy", "tests")
 SERVICE_NAMES: tuple[str, ...] = SERVICES
+PROCESS_NAMES = (*SERVICES, "console")
+"""The services on the bus, and the console, which is none of them: a client of the HTTP interface like any other."""
 
 
 def python_files(*folders: str) -> list[Path]:

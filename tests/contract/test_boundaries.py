@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.source import OURS, ROOT, SERVICE_NAMES, imports, python_files, where
+from tests.contract.source import OURS, PROCESS_NAMES, ROOT, imports, python_files, where
 
 
 def is_within(module: str, package: str) -> bool:
@@ -29,9 +29,19 @@ def violations(folder: str, allowed: tuple[str, ...]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("service", SERVICE_NAMES)
+@pytest.mark.parametrize("service", PROCESS_NAMES)
 def test_a_service_imports_only_contracts_runtime_and_itself(service: str) -> None:
     assert violations(f"services/{service}", ("contracts", "services.runtime", f"services.{service}")) == []
+
+
+def test_the_console_is_not_on_the_bus() -> None:
+    bus = ("faststream", "nats", "contracts.subjects", "contracts.permissions")
+    assert [
+        where(path, node)
+        for path in python_files("services/console")
+        for module, node in imports(path)
+        if any(is_within(module, package) for package in bus)
+    ] == []
 
 
 def test_the_runtime_imports_only_contracts() -> None:
@@ -106,7 +116,7 @@ def undeclared(files: list[Path], available: set[str]) -> list[str]:
     return sorted(set(missing))
 
 
-@pytest.mark.parametrize("service", SERVICE_NAMES)
+@pytest.mark.parametrize("service", PROCESS_NAMES)
 def test_a_service_declares_what_it_imports(service: str) -> None:
     files = reached(python_files(f"services/{service}"))
     advice = f"add it to the extra `{service}` of pyproject.toml, or do without"
@@ -118,7 +128,7 @@ def test_contracts_need_pydantic_alone() -> None:
 
 
 def test_the_local_stack_declares_what_it_imports() -> None:
-    everything = set().union(*(declared(extra) for extra in ("local", *SERVICE_NAMES)))  # it runs them all
+    everything = set().union(*(declared(extra) for extra in ("local", *PROCESS_NAMES)))  # it runs them all
     assert undeclared(reached(python_files("deploy")), everything) == []
 
 

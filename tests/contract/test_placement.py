@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.source import ROOT, SERVICE_NAMES, python_files, strings, tree, where
+from tests.contract.source import PROCESS_NAMES, ROOT, python_files, strings, tree, where
 
 SQL = re.compile(
     r"^\s*(SELECT\s|INSERT\s+INTO\s|UPDATE\s+\S+\s+SET\s|DELETE\s+FROM\s|WITH\s+\S+\s+AS\s|SET\s+LOCAL\s|LISTEN\s|NOTIFY\s"
@@ -106,7 +106,7 @@ def test_http_statuses_of_errors_are_in_problems_alone() -> None:
 def test_statuses_are_numbers_and_other_services_have_none() -> None:
     found = [
         where(path, node)
-        for service in SERVICE_NAMES
+        for service in PROCESS_NAMES
         for path in python_files(f"services/{service}")
         for node in status_arguments(path)
     ]

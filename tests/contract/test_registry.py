@@ -33,7 +33,7 @@ from contracts.subjects import (
     publisher_of,
 )
 from services.runtime.identity import ExecutorIdentity
-from tests.contract.source import SERVICE_NAMES
+from tests.contract.source import PROCESS_NAMES, SERVICE_NAMES
 
 SEED = base64.b64encode(bytes(range(32))).decode()
 KEYRING = "k1:" + base64.b64encode(bytes(range(32))).decode()
@@ -165,7 +165,7 @@ def test_a_service_hears_what_it_is_meant_to_hear(service: str) -> None:
 
 
 @pytest.mark.usefixtures("environment")
-@pytest.mark.parametrize("service", SERVICE_NAMES)
+@pytest.mark.parametrize("service", PROCESS_NAMES)
 def test_secrets_among_settings_do_not_print_themselves(service: str) -> None:
     settings = main_of(service).Settings
     for name, field in settings.model_fields.items():
@@ -176,6 +176,6 @@ def test_secrets_among_settings_do_not_print_themselves(service: str) -> None:
         assert ENVIRONMENT[name] not in printed
 
 
-@pytest.mark.parametrize("service", SERVICE_NAMES)
+@pytest.mark.parametrize("service", PROCESS_NAMES)
 def test_a_service_starts_by_its_main(service: str) -> None:
     assert callable(main_of(service).main)

@@ -31,11 +31,13 @@ from services.gateway.routing import MAX_BODY_BYTES
 from services.keys.guards.limits import MOST, WINDOW
 from services.keys.guards.oauth import LIFETIME
 from services.keys.handlers import LEASE_S
-from services.runtime.settings import ServiceSettings
+from services.runtime.settings import ProcessSettings
 from tests.stack import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+PROCESSES: tuple[str, ...] = (*SERVICES, "console")
+GROUPS: dict[str, tuple[str, ...]] = {"all": PROCESSES, "all on the bus": SERVICES}
 PROBLEM = "urn:x402jobs:problem:"
 BLOCK_MARK = "@@ block"
 # The environment of this interpreter is the installed one, whoever made it: `make` must not install it anew meanwhile.
@@ -175,20 +177,20 @@ def test_the_verbs_are_those_of_the_makefile() -> None:
     assert set(re.findall(r"\bmake (?:-s )?([a-z]+(?:-[a-z]+)*)\b", "\n".join(re.findall(r"`[^`]+`", TEXT)))) <= verbs
 
 
-def settings_of(service: str) -> type[ServiceSettings]:
-    found: type[ServiceSettings] = import_module(f"services.{service}.main").Settings
+def settings_of(service: str) -> type[ProcessSettings]:
+    found: type[ProcessSettings] = import_module(f"services.{service}.main").Settings
     return found
 
 
 def test_the_variables_of_services_are_those_of_their_settings() -> None:
     expected: dict[tuple[str, str], str] = {}
-    for service in SERVICES:
+    for service in PROCESSES:
         for name, field in settings_of(service).model_fields.items():
             default = "required" if field.default is PydanticUndefined else str(field.default).lower() or "none"
             expected[service, name.upper()] = default
     stated: dict[tuple[str, str], str] = {}
     for name, services, default, _ in (row[:4] for row in rows("Variables of the services")):
-        for of in [*SERVICES] if services == "all" else services.split(", "):
+        for of in GROUPS.get(services) or services.split(", "):
             stated[of, names(name)[0]] = (names(default) or [default])[0].lower()
     assert stated == expected
 
@@ -231,12 +233,17 @@ def exported(text: str) -> Iterator[str]:
             yield name
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", PROCESSES)
 async def test_the_metrics_are_those_that_a_service_exports(stack: Stack, service: str) -> None:
     url = f"{stack.parts[service].metrics_url}"  # type: ignore[attr-defined]
     async with httpx.AsyncClient() as client:
         real = set(exported((await client.get(url)).text))
-    stated = {name for row in rows("Metrics") if row[1] in (service, "all") for name in names(row[0])}
+    stated = {
+        name
+        for row in rows("Metrics")
+        if service in GROUPS.get(row[1].split(",")[0], row[1].split(", "))
+        for name in names(row[0])
+    }
     assert {name for name in stated if "…" not in name} == real
 
 

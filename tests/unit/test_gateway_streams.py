@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import ExecutionView
 from services.gateway import examples
-from services.gateway.edge import trace_of
 from services.gateway.endings import last_steps, result_of
 from services.gateway.ranges import (
     ByteRange,
@@ -20,6 +19,7 @@ from services.gateway.ranges import (
 )
 from services.gateway.sequence import Sequence, Step, read_step
 from services.gateway.sse import encode_event, parse_event_id
+from services.runtime.edge import trace_of
 
 
 def test_event_has_id_type_and_one_line_of_data() -> None:

@@ -31,7 +31,6 @@ from contracts.money import Price
 from contracts.subjects import EXECUTION_CANCEL, EXECUTION_ENQUEUE, EXECUTION_GET, EXECUTION_LIST
 from services.gateway import examples, sse
 from services.gateway.documentation import answers, run_answers
-from services.gateway.edge import note
 from services.gateway.problems import documented, too_large
 from services.gateway.routing import (
     Handler,
@@ -47,6 +46,7 @@ from services.gateway.routing import (
 from services.gateway.runs import ClientGoneError
 from services.gateway.watch import Client
 from services.runtime.bus import encode
+from services.runtime.edge import note
 
 _MAX_KEY_CHARS = 200
 

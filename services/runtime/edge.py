@@ -1,4 +1,5 @@
-"""The outermost layer, plain ASGI: trace context, one canonical log line and the metrics of every request.
+"""The outermost layer of whatever speaks HTTP to people, plain ASGI: trace context, one canonical log line and the metrics of
+every request.
 
 Routes add to the line through `note`. A route appears in metrics by its template, never by its path, so that ids make
 no time series.
@@ -18,11 +19,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway.problems import CLIENT_GONE
 from services.runtime.bus import traceparent
 
 log = structlog.get_logger()
 
+CLIENT_GONE = 499
+"""Stands in logs and metrics where the client left before the response; nobody receives it."""
 _FIELDS = "x402jobs.log"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _UNKNOWN_ROUTE = "unknown"

@@ -1,0 +1,245 @@
+"""The console's only way to the system: the HTTP interface, with the token of whoever is signed in.
+
+Answers come back as the models of `contracts`, errors as `ApiError` with the problem that the gateway sent. Nothing here
+knows a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import httpx
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from contracts.base import Contract
+from contracts.errors import FieldProblem
+from services.runtime.bus import traceparent
+
+_TIMEOUT = httpx.Timeout(30, connect=5)
+_NO_READ_TIMEOUT = httpx.Timeout(30, connect=5, read=60)
+_PROBLEM = "application/problem+json"
+_LAST_EVENTS = frozenset({"completed", "failed"})
+
+Answer = TypeVar("Answer", bound=BaseModel)
+Params = Mapping[str, Any]
+
+
+class Problem(Contract):
+    """What the gateway says about a request that failed (RFC 9457), as far as pages use it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    title: str
+    detail: str
+    code: str
+    status: int
+    retryable: bool = False
+    retry_after_s: float | None = None
+    errors: list[FieldProblem] = []
+    action_url: str | None = None
+    execution_id: str | None = None
+    truncated: bool = False
+
+
+UNREACHABLE = Problem(
+    title="The service cannot be reached",
+    detail="The console is up and the service behind it does not answer. Nothing was lost; try again shortly.",
+    code="unavailable",
+    status=503,
+    retryable=True,
+    retry_after_s=5,
+)
+UNREADABLE = Problem(
+    title="Something went wrong on our side",
+    detail="The service gave an answer that the console cannot read; try again, and tell us when it stays so.",
+    code="internal",
+    status=502,
+)
+
+
+class ApiError(Exception):
+    """A request that failed, with the problem to show."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.code)
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a run: its number, its kind (`started`, `text`, …) and its data."""
+
+    seq: int
+    kind: str
+    data: dict[str, Any]
+
+
+class Gateway:
+    """The connection to the gateways, one for the whole process. `as_user` gives what pages work with."""
+
+    def __init__(self, url: str) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+        self._http = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT, limits=limits, follow_redirects=False)
+
+    def as_user(self, token: str | None) -> Api:
+        """The interface as the bearer of this token sees it; without one only what is public."""
+        return Api(self._http, token)
+
+    async def ping(self) -> None:
+        """Returns when a gateway answers."""
+        (await self._http.get("/livez")).raise_for_status()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+class Api:
+    """Requests of one user. Every method raises `ApiError`."""
+
+    def __init__(self, http: httpx.AsyncClient, token: str | None) -> None:
+        self._http = http
+        self._token = token
+
+    async def get(self, path: str, answer: type[Answer], params: Params | None = None) -> Answer:
+        """The answer of a GET. Parameters that are None or empty are left out."""
+        return await self.send("GET", path, answer, params=params)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        answer: type[Answer],
+        *,
+        body: BaseModel | Mapping[str, Any] | None = None,
+        params: Params | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """The answer of any request with a JSON body, or none."""
+        try:
+            response = await self._http.request(
+                method,
+                path,
+                content=_encoded(body),
+                params=_given(params),
+                headers=self._headers(headers),
+            )
+        except httpx.HTTPError:
+            raise ApiError(UNREACHABLE) from None
+        if response.is_error:
+            raise ApiError(_problem(response))
+        try:
+            return answer.model_validate_json(response.content)
+        except ValidationError:
+            raise ApiError(UNREADABLE) from None
+
+    async def start_run(self, path: str, body: Mapping[str, Any], *, key: str | None = None) -> str:
+        """Starts a run that goes on whoever watches; its execution id. `path` is `/api/execute` or `/api/resources/preview`.
+
+        What is refused before the run exists is raised. The same `key` with the same body is the same run.
+        """
+        headers = self._headers({"Idempotency-Key": key or uuid4().hex})
+        wanted = {**body, "stream": True, "on_disconnect": "continue"}
+        async with self._stream("POST", path, headers=headers, content=orjson.dumps(wanted)) as response:
+            async for event in _events(response):
+                return str(event.data["execution_id"])
+        raise ApiError(UNREADABLE)
+
+    async def events(self, execution_id: str, *, after: int | None = None) -> AsyncIterator[Event]:
+        """The events of a run from behind number `after` to its last one; goes on by itself where the connection breaks."""
+        seen, broken = after, 0
+        while True:
+            try:
+                async with self.follow(execution_id, after=seen) as response:
+                    async for event in _events(response):
+                        seen, broken = event.seq, 0
+                        yield event
+                        if event.kind in _LAST_EVENTS:
+                            return
+                    if response.status_code == 204:
+                        return
+            except ApiError as error:
+                broken += 1
+                if not error.problem.retryable or broken > 3:
+                    raise
+
+    @asynccontextmanager
+    async def follow(self, execution_id: str, *, after: int | None = None) -> AsyncIterator[httpx.Response]:
+        """The open response of a run's events, to be passed on to a browser as it comes."""
+        headers = self._headers({} if after is None else {"Last-Event-ID": str(after)})
+        async with self._stream("GET", f"/api/executions/{execution_id}/events", headers=headers) as response:
+            yield response
+
+    async def upload(self, content: AsyncIterator[bytes], answer: type[Answer], *, mime_type: str, size: int) -> Answer:
+        """Hands a file over as input of a run. `size` in bytes."""
+        headers = self._headers({"Content-Type": mime_type, "Content-Length": str(size)})
+        try:
+            response = await self._http.post("/media", content=content, headers=headers)
+        except httpx.HTTPError:
+            raise ApiError(UNREACHABLE) from None
+        if response.is_error:
+            raise ApiError(_problem(response))
+        return answer.model_validate_json(response.content)
+
+    @asynccontextmanager
+    async def _stream(self, method: str, path: str, **request: Any) -> AsyncIterator[httpx.Response]:
+        try:
+            async with self._http.stream(method, path, timeout=_NO_READ_TIMEOUT, **request) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise ApiError(_problem(response))
+                yield response
+        except httpx.HTTPError:
+            raise ApiError(UNREACHABLE) from None
+
+    def _headers(self, more: Mapping[str, str] | None) -> dict[str, str]:
+        headers = {"Content-Type": "application/json", **(more or {})}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        if (trace := traceparent.get()) is not None:
+            headers["traceparent"] = trace
+        return headers
+
+
+def _encoded(body: BaseModel | Mapping[str, Any] | None) -> bytes | None:
+    if isinstance(body, BaseModel):
+        return body.model_dump_json(exclude_unset=True).encode()
+    return None if body is None else orjson.dumps(body, default=str)
+
+
+def _given(params: Params | None) -> dict[str, str]:
+    named = params or {}
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in named.items()
+        if value is not None and value != ""
+    }
+
+
+def _problem(response: httpx.Response) -> Problem:
+    if response.headers.get("content-type", "").startswith(_PROBLEM):
+        try:
+            return Problem.model_validate_json(response.content)
+        except ValidationError:
+            return UNREADABLE
+    return UNREACHABLE if response.is_server_error else UNREADABLE
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[Event]:
+    seq, kind, data = 0, "message", ""
+    async for line in response.aiter_lines():
+        name, _, value = line.partition(":")
+        match name:
+            case "id":
+                seq = int(value)
+            case "event":
+                kind = value.strip()
+            case "data":
+                data += value
+            case "" if not line and data:
+                yield Event(seq, kind, orjson.loads(data))
+                kind, data = "message", ""

@@ -1,0 +1,10 @@
+"""The pages, one module per matter, each with a `router`. A new one joins `PAGES` and touches nothing else."""
+
+from services.console.pages import models, openrouter, sign_in, streams
+
+PAGES = (
+    sign_in,
+    models,
+    openrouter,
+    streams,
+)

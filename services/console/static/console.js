@@ -1,0 +1,212 @@
+// What pages do beyond links and forms. A page asks for it with attributes; no page needs a script of its own for these:
+//   form[data-live=block]     a GET form that fetches its block while somebody types, and keeps the address in step
+//   form[data-post]           a POST form sent from here: a problem comes to stand in [data-problem], nothing that was typed is lost
+//   form[data-post=block]     … and what comes back replaces the element whose id is the block's name
+//   a[data-more=block]        the next page of a list: fetched when it comes into view or is followed, put in its place
+//   [data-confirm]            asks before the form is sent: data-confirm="title|sentence|button"
+//   [data-copy] [data-dismiss] [data-menu] [data-theme-choice] [data-sign-in]
+
+const progress = Object.assign(document.createElement("div"), { className: "progress", hidden: true });
+document.body.append(progress);
+let waiting = 0;
+
+/** Fetches from our own server as the pages understand it; shows that something goes on when it takes a moment. */
+export async function ask(url, options = {}) {
+  const late = setTimeout(() => (progress.hidden = false), 250);
+  waiting += 1;
+  try {
+    const answer = await fetch(url, { ...options, headers: { "X-Fragment": "-", ...options.headers } });
+    const target = answer.headers.get("X-Location");
+    if (target === "reload") location.reload();
+    else if (target) location.assign(target);
+    return answer;
+  } finally {
+    clearTimeout(late);
+    waiting -= 1;
+    if (!waiting) progress.hidden = true;
+  }
+}
+
+/** Says something in the corner, and to screen readers. */
+export function say(sentence) {
+  const toast = Object.assign(document.createElement("div"), { className: "toast" });
+  toast.append(Object.assign(document.createElement("span"), { textContent: sentence }));
+  document.querySelector(".toasts").append(toast);
+  setTimeout(() => toast.remove(), 6000);
+}
+
+/** Elements out of HTML that our server sent. */
+function parsed(html) {
+  const holder = document.createElement("template");
+  holder.innerHTML = html;
+  return holder.content;
+}
+
+/** Puts what came back in the place of the element with this id, without losing where somebody was. */
+export function swap(id, html) {
+  const focused = document.activeElement?.id;
+  const open = [...document.querySelectorAll(`#${CSS.escape(id)} details[id]`)].filter((each) => each.open).map((each) => each.id);
+  document.getElementById(id).replaceWith(parsed(html));
+  for (const each of open) document.getElementById(each)?.setAttribute("open", "");
+  const again = focused && document.getElementById(focused);
+  if (again && again !== document.activeElement) again.focus({ preventScroll: true });
+}
+
+const unreachable = `<div class="box bad" role="alert"><strong>The console cannot be reached</strong>
+  <p>Check your connection and try again. What you typed stays here.</p></div>`;
+
+// Forms that search while somebody types ------------------------------------------------------------------------------
+
+for (const form of document.querySelectorAll("form[data-live]")) {
+  let running = null;
+  const search = async () => {
+    running?.abort();
+    const mine = (running = new AbortController());
+    const filled = [...new FormData(form)].filter(([, value]) => value !== "");
+    const query = new URLSearchParams(filled).toString();
+    const url = form.getAttribute("action") + (query ? `?${query}` : "");
+    const block = form.dataset.live;
+    history.replaceState(null, "", url);
+    try {
+      const answer = await ask(url, { headers: { "X-Fragment": block }, signal: mine.signal });
+      const html = await answer.text();
+      if (mine.signal.aborted || answer.headers.has("X-Location")) return;
+      if (answer.ok) swap(block, html);
+      else document.getElementById(block).replaceChildren(parsed(html));
+    } catch (error) {
+      if (error.name !== "AbortError") document.getElementById(block).replaceChildren(parsed(unreachable));
+    }
+    watchForMore();
+  };
+  form.addEventListener("input", search);
+  form.addEventListener("submit", (event) => (event.preventDefault(), search()));
+  form.addEventListener("reset", () => setTimeout(search));
+}
+
+// Lists that go on ----------------------------------------------------------------------------------------------------
+
+const coming = new IntersectionObserver(
+  (entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => more(entry.target)),
+  { rootMargin: "800px" },
+);
+
+function watchForMore() {
+  document.querySelectorAll("a[data-more-auto]").forEach((link) => coming.observe(link));
+}
+
+async function more(link) {
+  if (link.getAttribute("aria-busy") === "true") return;
+  link.setAttribute("aria-busy", "true");
+  coming.unobserve(link);
+  try {
+    const answer = await ask(link.href, { headers: { "X-Fragment": link.dataset.more } });
+    if (!answer.ok) throw new Error(answer.statusText);
+    const holder = link.closest("[data-more-place]");
+    holder.replaceWith(parsed(await answer.text()));
+  } catch {
+    link.setAttribute("aria-busy", "false");
+    say("The rest of the list could not be loaded; try again.");
+  }
+  watchForMore();
+}
+watchForMore();
+
+// Forms that change something -----------------------------------------------------------------------------------------
+
+function showProblem(form, html) {
+  const place = form.querySelector("[data-problem]") ?? document.querySelector("#main [data-problem]");
+  place.replaceChildren(parsed(html));
+  for (const wrong of place.querySelectorAll("[data-error-path]")) {
+    const field = form.querySelector(`[data-field="${CSS.escape(wrong.dataset.errorPath)}"]`);
+    if (!field) continue;
+    field.querySelector(".error").textContent = wrong.lastElementChild.textContent;
+    field.querySelector("input, select, textarea")?.setAttribute("aria-invalid", "true");
+  }
+  const first = form.querySelector('[aria-invalid="true"]');
+  if (first) first.focus();
+  else place.scrollIntoView({ block: "nearest" });
+}
+
+function clearProblems(form) {
+  form.querySelectorAll("[data-problem]").forEach((place) => place.replaceChildren());
+  form.querySelectorAll(".error").forEach((place) => (place.textContent = ""));
+  form.querySelectorAll("[aria-invalid]").forEach((field) => field.removeAttribute("aria-invalid"));
+}
+
+async function send(form, button) {
+  clearProblems(form);
+  button?.setAttribute("aria-busy", "true");
+  try {
+    const body = new URLSearchParams(new FormData(form, button));
+    const answer = await ask(form.action, { method: "POST", body, headers: { "X-Fragment": form.dataset.post || "-" } });
+    if (answer.headers.has("X-Location")) return;
+    const html = await answer.text();
+    if (answer.headers.has("X-Problem") || !answer.ok) showProblem(form, answer.headers.has("X-Problem") ? html : unreachable);
+    else if (form.dataset.post) swap(form.dataset.post, html);
+  } catch {
+    showProblem(form, unreachable);
+  }
+  button?.removeAttribute("aria-busy");
+}
+
+/** Asks whether it is meant; true for yes. */
+export function confirmed(title, sentence, yes) {
+  const dialog = document.getElementById("ask");
+  dialog.querySelector("#ask-title").textContent = title;
+  dialog.querySelector("#ask-text").textContent = sentence;
+  dialog.querySelector("#ask-yes").textContent = yes;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+}
+
+document.addEventListener("submit", async (event) => {
+  const form = event.target;
+  if (form.method !== "post") return;
+  const question = form.dataset.confirm;
+  if (!form.hasAttribute("data-post") && !question) return;
+  event.preventDefault();
+  const button = event.submitter ?? form.querySelector("[type=submit]");
+  if (button?.getAttribute("aria-busy") === "true") return;
+  if (question && !(await confirmed(...question.split("|")))) return;
+  await send(form, button);
+});
+
+// Small things --------------------------------------------------------------------------------------------------------
+
+document.addEventListener("click", async (event) => {
+  const target = event.target.closest("[data-copy], [data-dismiss], [data-menu], a[data-more]");
+  if (!target) return;
+  if (target.matches("[data-copy]")) {
+    const source = target.parentElement.querySelector("code, input");
+    await navigator.clipboard.writeText(source.value ?? source.textContent);
+    target.textContent = "Copied";
+    setTimeout(() => (target.textContent = "Copy"), 2000);
+  } else if (target.matches("[data-dismiss]")) {
+    target.closest(".toast").remove();
+  } else if (target.matches("[data-menu]")) {
+    const open = document.getElementById("menu").classList.toggle("open");
+    target.setAttribute("aria-expanded", String(open));
+  } else {
+    event.preventDefault();
+    more(target);
+  }
+});
+
+document.querySelector("[data-theme-choice]")?.addEventListener("change", ({ target }) => {
+  document.cookie = `theme=${target.value}; path=/; max-age=${target.value ? 31536000 : 0}; samesite=lax`;
+  if (target.value) document.documentElement.dataset.theme = target.value;
+  else delete document.documentElement.dataset.theme;
+});
+
+// The link of `make run`: the token stands behind the #, which browsers send to nobody, and leaves the address at once.
+function signInByLink() {
+  const form = document.querySelector("form[data-sign-in]");
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!form || !token) return;
+  history.replaceState(null, "", location.pathname + location.search);
+  form.elements.token.value = token;
+  form.requestSubmit();
+}
+addEventListener("hashchange", signInByLink);
+signInByLink();

@@ -1,0 +1,97 @@
+"""How figures and moments are written for people: tiny amounts without an exponent, dates as one says them."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+
+from contracts.money import plain
+
+UNKNOWN = "unknown"
+_CENT = Decimal("0.01")
+_SMALL = Decimal("0.0001")
+_MILLION = Decimal(1_000_000)
+
+
+def money(amount: Decimal | None) -> str:
+    """US dollars: `$12.30`, `$0.0091`, `$0.0000258`. What is not known is `unknown`, never zero.
+
+    Cents from one dollar on, four places below it, three significant digits below a hundredth of a cent.
+    """
+    if amount is None:
+        return UNKNOWN
+    sign, size = ("−" if amount < 0 else ""), abs(amount)
+    if size == 0:
+        return "$0.00"
+    if size >= 1:
+        text = f"{size.quantize(_CENT, ROUND_HALF_UP):,}"
+    elif size >= _SMALL:
+        rounded = size.quantize(_SMALL, ROUND_HALF_UP)
+        text = str(rounded.quantize(_CENT)) if rounded == rounded.quantize(_CENT) else str(rounded)
+    else:
+        text = plain(size.quantize(Decimal(1).scaleb(size.adjusted() - 2), ROUND_HALF_UP))
+    return f"{sign}${text}"
+
+
+def exact_money(amount: Decimal | None) -> str:
+    """The whole amount, for whoever points at a rounded one."""
+    return UNKNOWN if amount is None else f"{plain(amount)} US dollars"
+
+
+def editable(amount: Decimal | None) -> str:
+    """An amount as it stands in a field: exact, and empty where there is none."""
+    return "" if amount is None else plain(amount)
+
+
+def per_million(price_per_token: str | Decimal) -> str:
+    """A price per token, as people compare them: per million tokens."""
+    whole, point, places = money(Decimal(price_per_token) * _MILLION).partition(".")
+    return f"{whole}{point}{places[:2]}{places[2:].rstrip('0')}"
+
+
+def tokens(number: int | None) -> str:
+    """A number of tokens in short: `128K`, `1.05M`."""
+    if number is None:
+        return UNKNOWN
+    for unit, name in ((1_000_000, "M"), (1_000, "K")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return str(number)
+
+
+def seconds(milliseconds: int | None) -> str:
+    """A duration: `310 ms`, `4.2 s`."""
+    if milliseconds is None:
+        return UNKNOWN
+    return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def day(moment: date) -> str:
+    """`23 Nov 2026`."""
+    return f"{moment.day} {moment:%b %Y}"
+
+
+def exact(moment: datetime) -> str:
+    """`2026-11-23 09:30:11 UTC`."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def ago(moment: datetime, now: datetime | None = None) -> str:
+    """`just now`, `5 minutes ago`, `yesterday`, and from a week on the day."""
+    passed = (now or datetime.now(UTC)) - moment
+    if passed < timedelta(0):
+        return day(moment)
+    for unit, name in ((timedelta(days=1), "day"), (timedelta(hours=1), "hour"), (timedelta(minutes=1), "minute")):
+        number = passed // unit
+        if name == "day" and number >= 7:
+            return day(moment)
+        if number == 1:
+            return "yesterday" if name == "day" else f"1 {name} ago"
+        if number > 1:
+            return f"{number} {name}s ago"
+    return "just now"
+
+
+def spoken(name: str) -> str:
+    """A name of the interface in words: `image_out` is `image out`."""
+    return name.replace("_", " ")

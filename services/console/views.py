@@ -1,0 +1,105 @@
+"""From a template to a response: whole pages, parts of pages, problems, and where to go next.
+
+A page is one template. Its script asks for a part of it with the header `X-Fragment: <block>`, and gets that block of the
+same template, rendered from the same handler; so a page that is opened and a page that is updated cannot differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from contracts.keys import KeyStatus
+from services.console import charts, prices, text
+from services.console.api import ApiError, Problem
+from services.console.session import Session, console_of, session_in
+
+_HERE = Path(__file__).parent
+_FLASH = "x402jobs-said"
+_THEMES = frozenset({"light", "dark"})
+STATIC = {file.name: file.read_bytes() for file in sorted((_HERE / "static").iterdir())}
+"""What the browser loads beside pages; all of it comes from here, nothing from anywhere else."""
+
+
+@cache
+def static_url(name: str) -> str:
+    """The address of a static file; another content has another address, so browsers may keep it for ever."""
+    return f"/static/{name}?v={hashlib.sha256(STATIC[name]).hexdigest()[:12]}"
+
+
+@cache
+def templates() -> Environment:
+    """Every template, with the components as `ui` and the formatters as `text`."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.globals.update(text=text, charts=charts, prices=prices, static_url=static_url)
+    environment.globals["ui"] = environment.get_template("components.html").module
+    return environment
+
+
+def asks_for_part(request: Request) -> bool:
+    """Whether the page's script asks, and not somebody who opens the page."""
+    return "x-fragment" in request.headers
+
+
+async def view(request: Request, template: str, *, status: int = 200, **context: Any) -> Response:
+    """The page, or the block of it that was asked for."""
+    page = templates().get_template(template)
+    session = session_in(request)
+    values: dict[str, Any] = {"request": request, "session": session, "console": console_of(request), **context}
+    block = page.blocks.get(request.headers.get("x-fragment", ""))
+    if block is not None:
+        return HTMLResponse("".join(block(page.new_context(values))), status)
+    values.setdefault("key", await key_status(session))
+    values["said"] = unquote(request.cookies.get(_FLASH, ""))
+    theme = request.cookies.get("theme", "")
+    values["theme"] = theme if theme in _THEMES else None
+    response = HTMLResponse(page.render(values), status)
+    if values["said"]:
+        response.delete_cookie(_FLASH)
+    return response
+
+
+async def key_status(session: Session | None) -> KeyStatus | None:
+    """The key of whoever is signed in, for the sign of test mode; None where it cannot be had."""
+    if session is None:
+        return None
+    try:
+        return await session.api.get("/api/integrations/openrouter", KeyStatus)
+    except ApiError:
+        return None
+
+
+def go_to(request: Request, path: str, *, say: str | None = None) -> Response:
+    """Sends the browser to another page after something was done; `say` is shown there once."""
+    from_script = asks_for_part(request)
+    response = Response(headers={"X-Location": path}) if from_script else RedirectResponse(path, status_code=303)
+    if say is not None:
+        response.set_cookie(_FLASH, quote(say), max_age=60, httponly=True, samesite="lax")
+    return response
+
+
+def sign_in_path(request: Request) -> str:
+    """Where to sign in and come back from."""
+    here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return f"/sign-in?{urlencode({'next': here})}"
+
+
+async def problem_view(request: Request, problem: Problem) -> Response:
+    """A problem: in its place when a form or a list was asked for, as a page otherwise."""
+    if asks_for_part(request):
+        shown = templates().globals["ui"].problem(problem)  # type: ignore[attr-defined]
+        return HTMLResponse(str(shown), problem.status, headers={"X-Problem": problem.code})
+    return await view(request, "problem.html", status=problem.status, problem=problem)

@@ -1,0 +1,33 @@
+"""A Chromium and a stack with the real list of models, both started once for the tests of the console."""
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+from playwright.async_api import Browser
+
+from deploy.local.stack import Stack
+from tests.browser.browsing import chromium, running_browser
+from tests.conftest import StackFactory
+from tests.stack import shared_data
+
+# Nothing is collected without a browser; tests/conftest.py says so at the end.
+collect_ignore_glob = [] if chromium() else ["test_*.py"]
+
+
+@pytest_asyncio.fixture(scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    """The system's Chromium; a test opens pages with `visiting`."""
+    async with running_browser() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="session")
+async def console_stack(stack_factory: StackFactory) -> AsyncIterator[Stack]:
+    """The whole system with all models of the recorded catalog; ordinary models answer fast."""
+    sandbox = {
+        "SANDBOX_CATALOG": str(shared_data() / "openrouter-models.json"),
+        "SANDBOX_FIRST_TOKEN_MS": "20",
+        "SANDBOX_TOKENS_PER_S": "1000",
+    }
+    async with stack_factory(settings={"sandbox": sandbox}) as running:
+        yield running

@@ -1,0 +1,121 @@
+"""The models: searching while typing, filters with counts, a list that goes on, and one model in full."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.async_api import Browser, Page, expect
+
+from deploy.local.stack import Stack
+from tests.browser.browsing import NARROW, visiting
+from tests.e2e.client import signed_in
+
+
+async def names(page: Page) -> list[str]:
+    return await page.locator(".model h3 a").all_inner_texts()
+
+
+async def total(page: Page) -> int:
+    return int(await page.locator(".results-head strong").inner_text())
+
+
+async def test_typing_searches_and_forgives(browser: Browser, console_stack: Stack) -> None:
+    async with visiting(browser, console_stack, "searcher") as page:
+        everything = await total(page)
+        assert everything >= 400
+        await page.get_by_label("Search models").press_sequentially("antropic claude")
+        await expect(page).to_have_url(re.compile(r"\?q=antropic\+claude&sort=popular$"))
+        await expect(page.locator(".model h3 a").first).to_contain_text("Claude")
+        assert await total(page) < everything / 4
+        await expect(page.get_by_label("Search models")).to_be_focused()
+        await page.reload()
+        await expect(page.get_by_label("Search models")).to_have_value("antropic claude")
+        await expect(page.locator(".model h3 a").first).to_contain_text("Claude")
+        await page.get_by_label("Search models").fill("no model is called this zzqx")
+        await expect(page.get_by_text("No model fits")).to_be_visible()
+        await page.get_by_role("link", name="Show all models").click()
+        await expect(page.locator(".results-head strong")).to_have_text(str(everything))
+
+
+async def test_what_is_recommended_comes_first_with_its_reason(browser: Browser, console_stack: Stack) -> None:
+    async with visiting(browser, console_stack, "searcher") as page:
+        await expect(page.get_by_role("heading", name="Recommended")).to_be_visible()
+        first = page.locator(".model").first
+        await expect(first.locator(".badge").first).to_have_text("recommended")
+        await expect(first.locator(".about.reason")).not_to_be_empty()
+        await page.get_by_label("Search models").fill("llama")
+        await expect(page.get_by_role("heading", name="Recommended")).to_have_count(0)
+
+
+async def test_a_filter_finds_as_many_as_it_says(browser: Browser, console_stack: Stack) -> None:
+    async with visiting(browser, console_stack, "searcher") as page:
+        chip = page.locator("label.chip", has=page.locator("#capability-vision"))
+        promised = int(await chip.locator(".count").inner_text())
+        await chip.click()
+        await expect(page.locator(".results-head strong")).to_have_text(str(promised))
+        await expect(page.locator("#capability-vision")).to_be_focused()
+        reasoning = page.locator("label.chip", has=page.locator("#output_modality-image"))
+        promised = int(await reasoning.locator(".count").inner_text())
+        await reasoning.click()
+        await expect(page.locator(".results-head strong")).to_have_text(str(promised))
+        await page.keyboard.press("ArrowRight")
+        await expect(page).to_have_url(re.compile("capability=vision"))
+        await page.get_by_role("link", name="Clear the filters").click()
+        await expect(page.locator("#capability-any")).to_be_checked()
+
+
+async def test_the_list_goes_on_to_its_end_with_each_model_once(browser: Browser, console_stack: Stack) -> None:
+    async with visiting(browser, console_stack, "searcher") as page:
+        await page.get_by_label("Order").select_option("newest")
+        await expect(page).to_have_url(re.compile("sort=newest"))
+        expected = await total(page)
+        while await page.locator("[data-more]").count():
+            shown = await page.locator(".model").count()
+            await page.locator("[data-more]").scroll_into_view_if_needed()
+            await page.wait_for_function("shown => document.querySelectorAll('.model').length > shown", arg=shown)
+        addresses = await page.locator(".model h3 a").evaluate_all("links => links.map(link => link.href)")
+        assert len(addresses) == len(set(addresses)) == expected
+
+
+async def test_one_model_shows_prices_tiers_and_history(browser: Browser, console_stack: Stack) -> None:
+    async with visiting(browser, console_stack, "searcher") as page, signed_in(console_stack, "asker") as asker:
+        items = (await asker.get("/api/models", limit=200))["items"]
+        tiered = next(
+            item
+            for item in items
+            if item["price_kind"] == "tiered"
+            and item["executable"]
+            and item["pricing"]["overrides"][0].get("min_prompt_tokens")
+        )
+        await page.get_by_label("Search models").fill(tiered["id"])
+        await page.locator(".model h3 a", has_text=tiered["name"]).first.click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text(tiered["name"])
+        rows = page.get_by_role("region", name="Prices by condition").get_by_role("row")
+        await expect(rows).to_have_count(2 + len(tiered["pricing"]["overrides"]))
+        await expect(rows.nth(2)).to_contain_text("the prompt has more than")
+        await expect(page.get_by_role("img", name=re.compile("Prices from"))).to_be_visible()
+        link = page.get_by_role("link", name="Create resource with this model")
+        assert (await link.get_attribute("href") or "").startswith("/resources/new?model=")
+        await page.go_back()
+        await expect(page.get_by_label("Search models")).to_have_value(tiered["id"])
+
+
+async def test_a_model_that_is_not_there_says_so(browser: Browser, console_stack: Stack) -> None:
+    async with visiting(browser, console_stack, "searcher") as page:
+        await page.goto("/models/nobody/nothing")
+        await expect(page.get_by_role("alert")).to_be_visible()
+        await page.get_by_role("link", name="To the start").click()
+        await page.wait_for_url("**/models")
+
+
+async def test_by_keyboard_and_on_a_narrow_screen(browser: Browser, console_stack: Stack) -> None:
+    async with visiting(browser, console_stack, "searcher", width=NARROW) as page:
+        menu, models = page.get_by_role("button", name="Menu"), page.get_by_role("link", name="Settings")
+        await expect(models).to_be_hidden()
+        await menu.press("Enter")
+        await expect(menu).to_have_attribute("aria-expanded", "true")
+        await expect(models).to_be_visible()
+        await page.get_by_text("Filters", exact=True).click()
+        await page.locator("label.chip", has=page.locator("#capability-tools")).click()
+        await expect(page).to_have_url(re.compile("capability=tools"))
+        await expect(page.locator("#capability-tools")).to_be_visible()
