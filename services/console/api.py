@@ -17,7 +17,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contracts.base import Contract
-from contracts.errors import FieldProblem
+from contracts.errors import ErrorCode, FieldProblem
 from services.runtime.bus import traceparent
 
 _TIMEOUT = httpx.Timeout(30, connect=5)
@@ -36,7 +36,7 @@ class Problem(Contract):
 
     title: str
     detail: str
-    code: str
+    code: ErrorCode
     status: int
     retryable: bool = False
     retry_after_s: float | None = None
@@ -49,7 +49,7 @@ class Problem(Contract):
 UNREACHABLE = Problem(
     title="The service cannot be reached",
     detail="The console is up and the service behind it does not answer. Nothing was lost; try again shortly.",
-    code="unavailable",
+    code=ErrorCode.UNAVAILABLE,
     status=503,
     retryable=True,
     retry_after_s=5,
@@ -57,7 +57,7 @@ UNREACHABLE = Problem(
 UNREADABLE = Problem(
     title="Something went wrong on our side",
     detail="The service gave an answer that the console cannot read; try again, and tell us when it stays so.",
-    code="internal",
+    code=ErrorCode.INTERNAL,
     status=502,
 )
 

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from contracts.errors import ErrorCode
 from services.console.api import ApiError, Gateway, Problem
 from services.console.pages import PAGES
 from services.console.session import Console, Cookie, SignInNeededError, console_of
@@ -28,31 +29,31 @@ _OPERATION = frozenset({"/livez", "/readyz"})
 _NO_SUCH_PAGE = Problem(
     title="There is no such page",
     detail="The address is wrong, or what was here is gone. Start again from the menu.",
-    code="not_found",
+    code=ErrorCode.NOT_FOUND,
     status=404,
 )
 _WRONG_ADDRESS = Problem(
     title="This address cannot be read",
     detail="Something in the address is not what the page expects. Start again from the menu.",
-    code="invalid",
+    code=ErrorCode.INVALID,
     status=422,
 )
 _ELSEWHERE = Problem(
     title="This did not come from the console",
     detail="A page of another site tried to change something here. Nothing was done.",
-    code="forbidden",
+    code=ErrorCode.FORBIDDEN,
     status=403,
 )
 _BROKEN = Problem(
     title="Something went wrong on our side",
     detail="It is logged. Go back and try again; what you saved before is still there.",
-    code="internal",
+    code=ErrorCode.INTERNAL,
     status=500,
 )
 _SIGN_IN_AGAIN = Problem(
     title="You are not signed in any more",
     detail="Sign in again in another tab, then do this once more: what you typed stays here.",
-    code="unauthenticated",
+    code=ErrorCode.UNAUTHENTICATED,
     status=401,
     action_url="/sign-in",
 )
@@ -106,7 +107,7 @@ async def _static(name: str) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    if error.problem.code == "unauthenticated":
+    if error.problem.code is ErrorCode.UNAUTHENTICATED:
         return await _not_signed_in(request, error)
     return await problem_view(request, error.problem)
 

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
-from contracts.errors import FieldProblem
+from contracts.errors import ErrorCode, FieldProblem
 from contracts.money import exact_decimal
 from services.console.api import ApiError, Problem
 
@@ -39,7 +39,7 @@ def refused(name: str, sentence: str) -> ApiError:
     problem = Problem(
         title="Something is missing or cannot be read",
         detail=sentence,
-        code="invalid",
+        code=ErrorCode.INVALID,
         status=422,
         errors=[FieldProblem(path=name, message=sentence)],
     )

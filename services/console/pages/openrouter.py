@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts.catalog import ResourcePage
+from contracts.errors import ErrorCode
 from contracts.keys import AccessPage, KeyStatus, OAuthBegun
 from contracts.market import BudgetLimits, Budgets, CallerBudget, ResourceBudget
 from services.console.api import ApiError, Problem
@@ -29,7 +30,7 @@ _ACCESSES = 20
 _NOT_AGREED = Problem(
     title="OpenRouter sent you back without a key",
     detail="Nothing was connected. Begin again, or paste a key instead.",
-    code="invalid",
+    code=ErrorCode.INVALID,
     status=422,
 )
 
@@ -117,7 +118,7 @@ async def complete_oauth(request: Request, session: SignedIn, code: str = "", st
     try:
         key = await session.api.send("POST", f"{_KEY}/oauth/complete", KeyStatus, body={"code": code, "state": state})
     except ApiError as error:
-        if error.problem.code == "unauthenticated":
+        if error.problem.code is ErrorCode.UNAUTHENTICATED:
             raise
         return await _page(request, session, error.problem)
     return go_to(request, PATH, say=f"Connected {key.hint}.")

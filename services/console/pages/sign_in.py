@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from contracts.errors import ErrorCode
 from contracts.keys import KeyStatus
 from services.console.api import ApiError, Problem
 from services.console.forms import form_of
@@ -16,7 +17,7 @@ router = APIRouter()
 _NO_TOKEN = Problem(
     title="That is not a token",
     detail="Paste the whole token: three groups of characters with dots between them.",
-    code="unauthenticated",
+    code=ErrorCode.UNAUTHENTICATED,
     status=401,
 )
 
