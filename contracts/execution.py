@@ -22,9 +22,8 @@ ExecutionStatus = Literal["queued", "running", "succeeded", "failed", "canceled"
 TERMINAL_STATUSES: frozenset[ExecutionStatus] = frozenset({"succeeded", "failed", "canceled", "interrupted"})
 CostStatus = Literal["final", "pending", "unknown"]
 
-MAX_RESULT_TEXT_BYTES = 4 * 1024 * 1024
 MAX_RESULT_BYTES = 7_500_000
-"""A result has to fit into one message of 8 MB."""
+"""A result as JSON, in which the text stands twice; it has to fit into one message of 8 MB."""
 
 
 class Caller(Contract):

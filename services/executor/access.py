@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contracts.catalog import ResolvedResource
-from contracts.errors import ErrorCode, ServiceError
+from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import Caller, ExecuteRequest
 from contracts.money import plain
 from services.executor.pricing import highest_price
@@ -12,6 +12,25 @@ from services.executor.pricing import highest_price
 def is_creator(owner: str, caller: Caller) -> bool:
     """A publisher is never a creator, whatever it is called."""
     return caller.kind == "user" and caller.id == owner
+
+
+_FOR_STRANGERS = {
+    ErrorCode.RATE_LIMITED: "This resource is asked for too often at the moment. Try again later.",
+    ErrorCode.MODEL_UNAVAILABLE: "The model of this resource cannot be used, and only its owner can change that.",
+}
+_NOT_FOR_STRANGERS = (
+    "This resource cannot run at the moment, and only its owner can put that right. "
+    "Try again later, or use another one."
+)
+
+
+def error_for_caller(error: ErrorBody, owner: str, caller: Caller) -> ErrorBody:
+    """An error as this caller may see it. What can be put right at OpenRouter is about the creator's account there: how
+    much it can pay, how it is set, where to change it. That is nobody else's business."""
+    if error.action_url is None or is_creator(owner, caller):
+        return error
+    message = _FOR_STRANGERS.get(error.code, _NOT_FOR_STRANGERS)
+    return error.model_copy(update={"message": message, "action_url": None})
 
 
 def check_run(resource: ResolvedResource, caller: Caller, request: ExecuteRequest) -> None:

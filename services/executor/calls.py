@@ -18,7 +18,7 @@ import structlog
 from contracts.errors import ErrorCode
 from contracts.execution import MediaPart, OutputPart
 from services.executor.endings import AttemptRecord, EndStatus
-from services.executor.faults import Fault, UpstreamFailed
+from services.executor.faults import Fault, UpstreamFailed, withheld
 from services.executor.frames import Frames
 from services.executor.generations import GenerationNotes
 from services.executor.leases import KeyLeases
@@ -206,12 +206,14 @@ class Calls:
 def nothing_answered(answer: Answer, number: int) -> Fault | None:
     """A `stop` without a single token happens on cold starts and is not billed: once more usually helps. One that was
     billed (hidden thoughts, say), or of which we do not know, is not asked for again."""
-    if not answer.empty or answer.finish_reason != "stop":
+    if not answer.empty or answer.finish_reason == "length":
         return None
+    if answer.finish_reason == "content_filter":
+        return withheld()
     free = answer.cost_usd == 0 and not answer.usage.completion_tokens
     return Fault(
         ErrorCode.UPSTREAM,
-        "The model answered with nothing at all; try again.",
+        "The model answered with nothing at all. Try again.",
         retry=free and number == 1,
         retry_after_s=0 if free else None,
         billed="maybe",

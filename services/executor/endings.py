@@ -34,7 +34,7 @@ from contracts.execution import (
 )
 from contracts.keys import Mode
 from contracts.subjects import AS_FINISHED, EXECUTION_FINISHED, as_publisher
-from services.executor.access import is_creator
+from services.executor.access import error_for_caller, is_creator
 from services.executor.normalise import Answer, RawMedia
 from services.executor.pricing import cost_of
 from services.executor.store import AttemptRow, Ending, Execution, OutgoingMessage, Revision
@@ -153,7 +153,7 @@ def messages_of(receipt: Receipt, error: ErrorBody | None) -> list[OutgoingMessa
             resource_version=receipt.resource_version,
             mode=receipt.mode,
             price_usd=receipt.cost.price_usd,
-            error=error,
+            error=error_for_caller(error, receipt.owner, receipt.caller) if error is not None else None,
             finished_at=receipt.finished_at,
         )
         messages.append(finished_for(receipt.caller.id, view))

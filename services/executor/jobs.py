@@ -19,6 +19,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import Caller, CallerReceipt, Execute, ExecuteRequest, ExecutionAccepted
 from contracts.subjects import JOBS_STREAM, publisher_of
+from services.executor.access import error_for_caller
 from services.executor.dead_letters import MOST_TRIES, DeadLetters, pause_s
 from services.executor.endings import EndStatus, ended_row, ending_of, finished_for, for_caller, result_of
 from services.executor.frames import Frames
@@ -235,7 +236,7 @@ class Jobs:
         ):
             frames = Frames(self._bus.nc, row.viewer, row.id, self._metrics.frames_lost)
             if error is not None:
-                await frames.send("failed", error)
+                await frames.send("failed", error_for_caller(error, ended.owner, ended.caller))
             elif result is not None:
                 await frames.send("completed", for_caller(result, ended.owner, ended.caller))
         self._outgoing.set()

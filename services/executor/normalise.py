@@ -8,21 +8,12 @@ and the same reasoning arrives under up to three names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import replace
 from typing import Any
 
-from contracts.execution import (
-    MAX_RESULT_TEXT_BYTES,
-    CitationPart,
-    FinishReason,
-    OutputPart,
-    RefusalPart,
-    TextPart,
-    Usage,
-)
-from services.executor import faults
+from contracts.execution import MAX_RESULT_BYTES, CitationPart, FinishReason, OtherPart, RefusalPart, TextPart
+from services.executor import faults, refusals
+from services.executor.answer import Answer, Delta, Output, Reasoning, Text
 from services.executor.faults import Fault
 from services.executor.lines import DONE
 from services.executor.parts import (
@@ -33,69 +24,27 @@ from services.executor.parts import (
     RawMedia,
     RefusalDraft,
     ToolDraft,
+    UnknownDraft,
     clean,
     cost_of_usage,
     count_of,
     decode,
     entries_of,
     media_of,
-    merged_part,
     open_tool,
     other_part,
     short_name,
+    size_of,
     string_of,
     usage_of,
 )
 
-__all__ = ["Answer", "Delta", "Normaliser", "RawMedia", "Reasoning", "Text"]
+__all__ = ["Answer", "Delta", "Normaliser", "Output", "RawMedia", "Reasoning", "Text"]
 
 _MAX_PARTS = 1000
+_PART_BYTES = 400  # what a part takes beside what upstream said: names of fields, the address of a file
 _MAX_UNKNOWN_KEYS = 20
 _REASONING_NAMES = ("reasoning", "reasoning_content", "reasoning_details")
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A piece of the answer."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reasoning:
-    """A piece of what the model thought."""
-
-    text: str
-
-
-Output = OutputPart | RawMedia
-Delta = Text | Reasoning | Output
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Everything that is known of an answer at its end. `cost_usd` None means: not said, look it up."""
-
-    text: str
-    outputs: tuple[Output, ...]
-    reasoning: str | None
-    finish_reason: FinishReason | None
-    native_finish_reason: str | None
-    served: str | None
-    provider: str | None
-    generation_id: str | None
-    usage: Usage
-    cost_usd: Decimal | None
-    truncated: bool
-    complete: bool
-    empty: bool
-    fault: Fault | None
-    deltas: tuple[Delta, ...]
-
-    def parts(self, stored: Mapping[RawMedia, OutputPart]) -> list[OutputPart]:
-        """The ordered outputs, each file replaced by what it was stored as; one that was not stored is left out."""
-        known = (stored.get(part) if isinstance(part, RawMedia) else part for part in self.outputs)
-        return [part for part in known if part is not None]
 
 
 _FINISH: dict[str, FinishReason] = {
@@ -135,7 +84,7 @@ class Normaliser:
         self._streamed = False
         self._text: list[str] = []
         self._reasoning: list[str] = []
-        self._text_bytes = 0
+        self._result_bytes = 0
         self._reasoning_name: str | None = None
         self._half_character = ""
         self._slots: list[_Slot] = []
@@ -144,7 +93,7 @@ class Normaliser:
         self._refusal: RefusalDraft | None = None
         self._urls: set[str] = set()
         self._citations: set[tuple[object, ...]] = set()
-        self._unknown: dict[str, list[Any]] = {}
+        self._unknown: dict[str, UnknownDraft] = {}
         self._deltas: list[Delta] = []
         self._answer: Answer | None = None
 
@@ -196,7 +145,7 @@ class Normaliser:
     def _close(self) -> Answer:
         self._flush_half_character()
         outputs = [self._closed(slot) for slot in self._slots]
-        unknown = [merged_part(key, values) for key, values in self._unknown.items()]
+        unknown = [draft.part(key) for key, draft in self._unknown.items()]
         self._deltas += unknown
         outputs += unknown
         text = "".join(self._text)
@@ -206,6 +155,9 @@ class Normaliser:
         fault = self._fault or self._ending_fault()
         if fault is not None and cost:
             fault = replace(fault, billed="maybe", retry=False)
+        elif fault is not None and cost is not None and self._fault is None and not self.delivered:
+            # It just ended, before anything came, and upstream says that it costs nothing: so does asking again.
+            fault = replace(fault, billed="no", retry=True)
         has_output = bool(text or outputs)
         return Answer(
             text=text,
@@ -218,7 +170,9 @@ class Normaliser:
             generation_id=self.generation_id,
             usage=usage_of(self._usage),
             cost_usd=cost,
-            truncated=(fault is not None and has_output) or finish == "length",
+            truncated=(fault is not None and has_output)
+            or finish == "length"
+            or (finish == "content_filter" and has_output),
             complete=fault is None,
             empty=not has_output and reasoning is None,
             fault=fault,
@@ -272,7 +226,7 @@ class Normaliser:
     def _fail(self, error: object) -> None:
         """An error inside a 200. The first one is the cause; usage may still follow it."""
         if self._fault is None:
-            self._fault = faults.from_error(error, delivered=self.delivered)
+            self._fault = refusals.from_error(error, delivered=self.delivered)
 
     def _mapped_finish(self) -> FinishReason | None:
         if self._finish is None:
@@ -315,17 +269,22 @@ class Normaliser:
                 self._read_unknown(key, message[key])
 
     def _read_refusal(self, refusal: Any) -> None:
-        if isinstance(refusal, str) and refusal:
-            if self._refusal is None:
-                self._refusal = RefusalDraft()
-                self._append(self._refusal)
-            self._refusal.pieces.append(refusal)
-            self.delivered = True
-            self._limit(refusal)
+        if not isinstance(refusal, str) or not refusal or not self._fits(size_of(refusal)):
+            return
+        if self._refusal is None:
+            draft = RefusalDraft()
+            if not self._append(draft):
+                return
+            self._refusal = draft
+        self._refusal.pieces.append(refusal)
+        self.delivered = True
 
     def _read_unknown(self, key: str, value: Any) -> None:
-        if key in self._unknown or len(self._unknown) < _MAX_UNKNOWN_KEYS:
-            self._unknown.setdefault(key, []).append(value)
+        if key not in self._unknown:
+            if len(self._unknown) == _MAX_UNKNOWN_KEYS or not self._fits(_PART_BYTES):
+                return
+            self._unknown[key] = UnknownDraft()
+        self._fits(self._unknown[key].add(value))
 
     def _read_reasoning(self, message: dict[str, Any]) -> None:
         """The first of three names that has any: OpenRouter repeats the same words under the others, also in later chunks."""
@@ -353,7 +312,7 @@ class Normaliser:
         elif kind in ("thinking", "reasoning"):
             self._add_thoughts(part.get("thinking") or part.get("text") or part.get("reasoning"))
         elif kind == "refusal" and isinstance(part.get("refusal"), str):
-            self._add_output(RefusalPart(text=clean(part["refusal"])))
+            self._add_output(RefusalPart(text=clean(part["refusal"])), size_of(part["refusal"]))
         elif isinstance(kind, str) and kind in MEDIA_KINDS:
             self._read_media(part, MEDIA_KINDS[kind])
         else:
@@ -375,11 +334,13 @@ class Normaliser:
                 self._add_output(other_part(entry["type"], entry))
                 return
             function = entry
+        # The arguments of a call stand in the result twice: as they were written, and parsed.
+        if not self._fits(size_of(function.get("name")) + 2 * size_of(function.get("arguments"))):
+            return
         draft = self._tool_draft(entry, function)
         if draft is not None:
             draft.add(function)
             self.delivered = True
-            self._limit(function.get("arguments"))
 
     def _tool_draft(self, entry: dict[str, Any], function: dict[str, Any]) -> ToolDraft | None:
         """The call that an entry belongs to, or a new one. None where it repeats what is finished, or there are too many."""
@@ -403,6 +364,8 @@ class Normaliser:
             if media.pieces[0] in self._urls:
                 return
             self._urls.add(media.pieces[0])
+            self._add_output(media, size_of(media.filename))
+            return
         self._add_output(media)
 
     def _read_audio(self, audio: Any) -> None:
@@ -412,14 +375,17 @@ class Normaliser:
         data, transcript = audio.get("data"), audio.get("transcript")
         if not isinstance(data, str) and not isinstance(transcript, str):
             return
+        if not self._fits(size_of(transcript)):
+            return
         if self._audio is None:
-            self._audio = AudioDraft()
-            self._append(self._audio)
+            draft = AudioDraft()
+            if not self._append(draft):
+                return
+            self._audio = draft
         if isinstance(data, str) and data:
             self._audio.pieces.append(data)
         if isinstance(transcript, str):
             self._audio.transcript.append(transcript)
-            self._limit(transcript)
         self.delivered = True
 
     def _read_annotation(self, entry: Any) -> None:
@@ -434,8 +400,8 @@ class Normaliser:
             return
         self._citations.add((url, start, end))
         title, text = string_of(citation.get("title")), string_of(citation.get("content"))
-        self._limit(text)
-        self._add_output(CitationPart(url=url, title=title, text=text, start_index=start, end_index=end))
+        part = CitationPart(url=url, title=title, text=text, start_index=start, end_index=end)
+        self._add_output(part, size_of(url) + size_of(title) + size_of(text))
 
     # Adding ------------------------------------------------------------------------------------------------------------
 
@@ -444,11 +410,11 @@ class Normaliser:
         self._half_character = ""
         if text and "\ud800" <= text[-1] <= "\udbff":
             text, self._half_character = text[:-1], text[-1]
-        if text:
-            text = clean(text)
+        text = clean(text)
+        # The text of an answer stands in the result twice: by itself, and as the first of the parts.
+        if text and self._fits(2 * size_of(text)):
             self._text.append(text)
             self.text_seen = self.delivered = True
-            self._limit(text)
             self._deltas.append(Text(text))
 
     def _flush_half_character(self) -> None:
@@ -459,27 +425,39 @@ class Normaliser:
 
     def _add_reasoning(self, text: str) -> None:
         text = clean(text)
-        self._reasoning.append(text)
-        self.delivered = True
-        self._limit(text)
-        self._deltas.append(Reasoning(text))
+        if self._fits(size_of(text)):
+            self._reasoning.append(text)
+            self.delivered = True
+            self._deltas.append(Reasoning(text))
 
-    def _limit(self, text: Any) -> None:
-        """Everything that is text counts: a result has to fit into one message."""
-        if isinstance(text, str):
-            self._text_bytes += len(text) if text.isascii() else len(text.encode(errors="replace"))
-        if self._text_bytes > MAX_RESULT_TEXT_BYTES and self._fault is None:
-            self._fault = faults.too_large(delivered=True)
-            self.done = True
+    def _fits(self, size: int) -> bool:
+        """Whether this many bytes more still fit into one message, as the result has to. Where not, the answer ends here,
+        and nothing that comes after is taken, however small: a hole in the middle would be worse than an end."""
+        self._result_bytes += size
+        if self._result_bytes <= MAX_RESULT_BYTES:
+            return True
+        self._end_as_too_large()
+        return False
+
+    def _end_as_too_large(self) -> None:
+        self._result_bytes = MAX_RESULT_BYTES
+        self.done = True
+        if self._fault is None:
+            self._fault = faults.too_large(delivered=self.delivered)
 
     def _append(self, slot: _Slot) -> bool:
-        fits = len(self._slots) < _MAX_PARTS
-        if fits:
-            self._slots.append(slot)
-        return fits
+        if len(self._slots) == _MAX_PARTS:
+            self._end_as_too_large()
+            return False
+        if not self._fits(_PART_BYTES):
+            return False
+        self._slots.append(slot)
+        return True
 
-    def _add_output(self, part: Output) -> None:
-        if self._append(part):
+    def _add_output(self, part: Output, size: int = 0) -> None:
+        if isinstance(part, OtherPart):
+            size = size_of(part.kind) + size_of(part.data)
+        if self._fits(size) and self._append(part):
             self._deltas.append(part)
             self.delivered = True
 

@@ -27,6 +27,7 @@ MEDIA_KINDS: dict[str, MediaKind] = {
     "video": "video", "audio": "audio", "input_audio": "audio", "output_audio": "audio", "file": "file",
 }  # fmt: skip
 _MAX_OTHER_BYTES = 64 * 1024
+_BEYOND_FLOATS = Decimal("1e308")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,9 +50,8 @@ def decode(payload: bytes) -> Any:
         try:
             return orjson.loads(payload)
         except orjson.JSONDecodeError:
-            # Only half of a surrogate pair: models cut characters between tokens. The standard library keeps the half.
-            if b"\\u" not in payload:
-                raise
+            # Models cut characters between tokens, and numbers may be too big: the standard library keeps either.
+            pass
     return decode_exactly(payload)
 
 
@@ -83,8 +83,10 @@ def safe_json(value: Any, depth: int = 0) -> Any:
     """A value that any JSON encoder takes: no Decimal, no huge integer, no lone surrogate, not endlessly deep."""
     if isinstance(value, str):
         return clean(value)
-    if isinstance(value, Decimal) or (isinstance(value, int) and abs(value) > 2**53):
-        return str(value)[:MAX_ID_CHARS] if isinstance(value, int) else float(value)
+    if isinstance(value, Decimal):
+        return float(value) if abs(value) < _BEYOND_FLOATS else str(value)[:MAX_ID_CHARS]
+    if isinstance(value, int) and abs(value) > 2**53:
+        return str(value)[:MAX_ID_CHARS]
     if depth > 30:
         return None
     if isinstance(value, dict):
@@ -102,13 +104,11 @@ def other_part(kind: object, value: Any) -> OtherPart:
     return OtherPart(kind=name, data=data if size <= _MAX_OTHER_BYTES else {"omitted_bytes": size})
 
 
-def merged_part(key: str, values: list[Any]) -> OtherPart:
-    """A field that nobody knew, over all chunks: text joined, lists appended, of anything else the last."""
-    if all(isinstance(value, str) for value in values):
-        return other_part(key, "".join(values))
-    if all(isinstance(value, list) for value in values):
-        return other_part(key, [item for value in values for item in value])
-    return other_part(key, values[-1])
+def size_of(value: Any) -> int:
+    """Bytes that a value takes in a message, where any character may stand for up to six."""
+    if isinstance(value, str):
+        return len(orjson.dumps(clean(value)))
+    return len(orjson.dumps(safe_json(value))) if value is not None else 0
 
 
 def string_of(value: object) -> str | None:
@@ -242,6 +242,37 @@ class AudioDraft:
         return RawMedia("audio", tuple(self.pieces), mime, clean("".join(self.transcript)) or None)
 
 
+class UnknownDraft:
+    """A field that nobody knows, over all chunks: text joined, lists appended, of anything else the last. A large one is
+    told by its size, and not even kept."""
+
+    __slots__ = ("size", "values")
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.size = 0
+
+    def add(self, value: Any) -> int:
+        """One more piece; answers by how many bytes the part grows."""
+        grown = size_of(value)
+        self.size += grown
+        if self.size > _MAX_OTHER_BYTES:
+            self.values.clear()
+            return 0
+        self.values.append(value)
+        return grown
+
+    def part(self, kind: str) -> OtherPart:
+        values = self.values
+        if self.size > _MAX_OTHER_BYTES:
+            return other_part(kind, {"omitted_bytes": self.size})
+        if all(isinstance(value, str) for value in values):
+            return other_part(kind, "".join(values))
+        if all(isinstance(value, list) for value in values):
+            return other_part(kind, [item for value in values for item in value])
+        return other_part(kind, values[-1])
+
+
 class RefusalDraft:
     __slots__ = ("pieces",)
 
@@ -282,7 +313,8 @@ def media_of(entry: Any, kind: MediaKind) -> RawMedia | OtherPart:
     if isinstance(data, str):
         mime = string_of(holder.get("media_type") or holder.get("mime_type") or entry.get("media_type"))
         form = string_of(holder.get("format"))
-        return RawMedia(kind, (data,), mime or (f"{kind}/{form}" if form else None), None, filename)
+        declared = mime or (f"{kind}/{form}" if form else None)
+        return RawMedia(kind, (data,), declared[:MAX_ID_CHARS] if declared else None, None, filename)
     if isinstance(url, str) and url[:8].lower().startswith(("http://", "https://")):
         return other_part(f"{kind}_url", {"url": url})
     return other_part(f"invalid_{kind}" if isinstance(url, str) else kind, None if isinstance(url, str) else entry)
@@ -295,4 +327,4 @@ def _of_data_url(url: str, kind: MediaKind, filename: str | None) -> RawMedia | 
         return other_part(f"invalid_{kind}", None)
     if words[-1].strip().lower() != "base64":
         data = base64.b64encode(unquote_to_bytes(clean(data))).decode()
-    return RawMedia(kind, (data,), string_of(words[0].strip().lower()), None, filename)
+    return RawMedia(kind, (data,), string_of(words[0].strip().lower()[:MAX_ID_CHARS]), None, filename)

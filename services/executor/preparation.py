@@ -17,7 +17,7 @@ from contracts.catalog import CheckDraft, ResolvedResource
 from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import Execute
 from contracts.subjects import DRAFTS_CHECK
-from services.executor.access import check_run
+from services.executor.access import check_run, error_for_caller
 from services.executor.leases import KeyLeases, Lease
 from services.executor.request import ModelRequest, build_request, pseudonym
 from services.executor.resolutions import Resolutions
@@ -74,7 +74,10 @@ class Preparation:
         received_at = datetime.now(UTC)
         resource = await self._resource(execute)
         check_run(resource, execute.caller, execute)
-        return await self.resume(execute, resource, received_at)
+        try:
+            return await self.resume(execute, resource, received_at)
+        except ServiceError as error:
+            raise ServiceError.from_body(error_for_caller(error.body, resource.owner, execute.caller)) from None
 
     async def resume(self, execute: Execute, resource: ResolvedResource, received_at: datetime) -> Prepared:
         """As `prepare`, for a run whose resource was resolved and allowed when it was accepted."""

@@ -13,12 +13,10 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-import orjson
 import structlog
 
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import (
-    MAX_RESULT_BYTES,
     Caller,
     Execute,
     ExecutionAccepted,
@@ -30,6 +28,7 @@ from contracts.execution import (
     Timing,
     Usage,
 )
+from services.executor.access import error_for_caller
 from services.executor.calls import Calls, Run
 from services.executor.endings import (
     EndedRun,
@@ -40,7 +39,7 @@ from services.executor.endings import (
     result_of,
     total_cost,
 )
-from services.executor.faults import Fault, UpstreamFailed, too_large
+from services.executor.faults import Fault, UpstreamFailed
 from services.executor.frames import Frames
 from services.executor.metrics import ExecutorMetrics
 from services.executor.normalise import Answer
@@ -58,7 +57,6 @@ _NO_USAGE = Usage()
 _COMMIT_PATIENCE_S = 120.0
 _REMEMBER_CANCEL_S = 60.0
 _MOST_REMEMBERED = 10_000
-_SURELY_FITS_CHARS = 500_000
 
 
 class Runner:
@@ -167,7 +165,8 @@ class Runner:
         if row.status in ("queued", "running"):
             return ExecutionAccepted(execution_id=row.id, status=row.status)
         if row.error is not None:
-            raise ServiceError.from_body(ErrorBody.model_validate(row.error))
+            caller = Caller(kind=row.caller_kind, id=row.caller_id)
+            raise ServiceError.from_body(error_for_caller(ErrorBody.model_validate(row.error), row.owner, caller))
         result = self._results.open(row)
         if result is None:
             return ExecutionAccepted(execution_id=row.id, status=row.status, output_expired=True, cost=cost_of_row(row))
@@ -251,8 +250,6 @@ class Runner:
     async def _end(self, run: Run, answer: Answer | None, fault: Fault | None) -> RunReply:
         """Decide, commit, tell."""
         run.upstream_until_s = run.upstream_until_s or time.monotonic()
-        if fault is None and answer is not None and is_too_long(answer):
-            fault = too_large(delivered=True)
         status: EndStatus = run.stop_reason or ("succeeded" if fault is None else "failed")
         if status in ("canceled", "interrupted"):
             fault = None
@@ -275,8 +272,9 @@ class Runner:
             return await self._tell_other_end(run, row)
         self._count(run, ended)
         if error is not None:
-            await run.frames.send("failed", error)
-            raise ServiceError.from_body(error)
+            told = error_for_caller(error, ended.owner, ended.caller)
+            await run.frames.send("failed", told)
+            raise ServiceError.from_body(told)
         assert result is not None
         shown = for_caller(result, ended.owner, ended.caller)
         await run.frames.send("completed", shown)
@@ -387,14 +385,6 @@ class Runner:
             "executed", status=ended.status, code=code, total_ms=ended.timing.total_ms, attempts=len(ended.attempts),
             cost_status=ended.cost.status, mode=ended.mode,
         )  # fmt: skip
-
-
-def is_too_long(answer: Answer) -> bool:
-    """Whether the result would not fit into one message: text stands in it twice, and JSON may double it once more."""
-    length = len(answer.text) + len(answer.reasoning or "")
-    if length < _SURELY_FITS_CHARS:
-        return False
-    return 2 * len(orjson.dumps(answer.text)) + len(orjson.dumps(answer.reasoning)) > MAX_RESULT_BYTES
 
 
 def conflicting_request() -> ServiceError:

@@ -24,9 +24,9 @@ from openai import APIConnectionError, AsyncOpenAI
 from contracts.catalog import Timeouts
 from contracts.execution import Usage
 from contracts.keys import Mode
-from services.executor import faults
+from services.executor import faults, refusals
 from services.executor.faults import Fault, Phase, UpstreamFailed
-from services.executor.parts import cost_of_usage, count_of, decode_exactly, string_of
+from services.executor.parts import cost_of_usage, count_of, decode_exactly, short_name, string_of
 from services.runtime.cookies import no_cookies
 
 _CONNECT_TIMEOUT_S = 10.0
@@ -297,7 +297,7 @@ async def _pieces(content: bytes) -> AsyncIterator[bytes]:
 
 def _generation_id(headers: Mapping[str, str]) -> str | None:
     value = headers.get("x-generation-id")
-    return value[:200] if value else None
+    return short_name(value) if value else None
 
 
 async def _failure(status: int, headers: Mapping[str, str], pieces: AsyncIterator[bytes]) -> UpstreamFailed:
@@ -307,7 +307,7 @@ async def _failure(status: int, headers: Mapping[str, str], pieces: AsyncIterato
         body += piece
         if len(body) > _MAX_ERROR_BYTES:
             break
-    return UpstreamFailed(faults.from_response(status, headers, bytes(body)), _generation_id(headers))
+    return UpstreamFailed(refusals.from_response(status, headers, bytes(body)), _generation_id(headers))
 
 
 async def _refuse_failure(response: httpx2.Response) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import TERMINAL_STATUSES, Caller, ExecutionView, PriceOnly, Receipt
-from services.executor.access import is_creator
+from services.executor.access import error_for_caller, is_creator
 from services.executor.endings import for_caller
 from services.executor.results import Results, cost_of_row
 from services.executor.store import Execution
@@ -28,6 +28,7 @@ def view_of(
     if not (creator or own):
         raise no_such_run()
     ended = row.status in TERMINAL_STATUSES
+    error = ErrorBody.model_validate(row.error) if row.error is not None else None
     result = results.open(row) if own and whole and row.status in ("succeeded", "canceled") else None
     cost = cost_of_row(row) if ended else None
     return ExecutionView(
@@ -44,7 +45,7 @@ def view_of(
         finished_at=row.finished_at,
         last_seq=row.last_seq,
         result=for_caller(result, row.owner, caller) if result is not None else None,
-        error=ErrorBody.model_validate(row.error) if row.error is not None else None,
+        error=error_for_caller(error, row.owner, caller) if error is not None else None,
         output_expired=own and whole and row.status in ("succeeded", "canceled") and result is None,
         cost=cost if creator or cost is None else PriceOnly(price_usd=cost.price_usd),
         receipt=Receipt.model_validate(receipt) if creator and receipt is not None else None,

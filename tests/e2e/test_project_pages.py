@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from contracts.catalog import MAX_INPUT_BYTES, MAX_TEMPLATE_CHARS, Timeouts
 from contracts.errors import ErrorCode
-from contracts.execution import MAX_RESULT_TEXT_BYTES
+from contracts.execution import MAX_RESULT_BYTES
 from contracts.subjects import FRAMES_STREAM, JOBS_STREAM, NOTICES_STREAM, RECEIPTS_STREAM, SERVICES
 from deploy.local import settings as local_settings
 from deploy.local.stack import Stack
@@ -255,8 +255,8 @@ def test_the_figures_of_the_limits_are_those_of_the_code() -> None:
     assert limits["body of a request, input of a run"] == (
         f"{MAX_BODY_BYTES // mebibyte} MiB, {MAX_INPUT_BYTES // mebibyte} MiB"
     )
-    assert limits["text of a result, one generated file"] == (
-        f"{MAX_RESULT_TEXT_BYTES // mebibyte} MiB, {MAX_MEDIA_BYTES // mebibyte} MiB"
+    assert limits["a result as JSON (its text stands in it twice), one generated file"] == (
+        f"{MAX_RESULT_BYTES / 1_000_000} MB, {MAX_MEDIA_BYTES // mebibyte} MiB"
     )
     assert (
         f"{MAX_TEMPLATE_CHARS:,} characters"

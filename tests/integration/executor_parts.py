@@ -105,6 +105,7 @@ class OtherSide:
     def __init__(self) -> None:
         self.resources: dict[str, ResolvedResource] = {}
         self.keys = {owner: f"sk-or-test-{uuid4().hex}" for owner in ("ada", "fay")}
+        self.live: set[str] = set()
         self.away = False
         self.leased: list[str] = []
         self.verified: list[str] = []
@@ -143,7 +144,7 @@ class OtherSide:
         context = lease_context(request.owner, request.instance)
         return KeyLease(
             sealed=seal(self.keys[request.owner].encode(), request.recipient_public_key, context),
-            mode="test",
+            mode="live" if request.owner in self.live else "test",
             version=1,
             expires_at=datetime.now(UTC) + timedelta(seconds=60),
         )
@@ -356,7 +357,7 @@ async def house_without_executor(
         cleanup.push_async_callback(connection.close)
 
         def settings(**changes: Any) -> Settings:
-            return executor_settings(database, server, credentials, url, **changes)
+            return executor_settings(database, server, credentials, changes.pop("sandbox_url", url), **changes)
 
         house = House(gateway, catalog, keys, observer, publisher, other, connection, client, settings)
         await house.listen()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import orjson
 import pytest
 
+from contracts.errors import ErrorCode
 from services.executor.calls import nothing_answered
 from services.executor.normalise import Answer, Normaliser
 
@@ -41,6 +42,12 @@ def test_empty_answer_is_asked_for_again_only_when_it_was_free(
     assert fault.billed == "maybe"
 
 
-@pytest.mark.parametrize(("content", "finish"), [("text", "stop"), ("", "length"), ("", "content_filter")])
+@pytest.mark.parametrize(("content", "finish"), [("text", "stop"), ("", "length"), ("text", "content_filter")])
 def test_other_answers_are_what_they_are(content: str, finish: str) -> None:
     assert nothing_answered(answer_of(content, finish, FREE), 1) is None
+
+
+def test_answer_that_a_filter_left_nothing_of_is_moderated_and_not_asked_for_again() -> None:
+    fault = nothing_answered(answer_of("", "content_filter", FREE), 1)
+    assert fault is not None
+    assert (fault.code, fault.retry, fault.billed) == (ErrorCode.MODERATED, False, "maybe")

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import ErrorCode
-from services.executor.faults import CREDITS_URL, KEYS_URL, Fault, from_error, from_response, timed_out, unreachable
+from services.executor.faults import KEYS_URL, Fault, timed_out, unreachable
+from services.executor.refusals import CREDITS_URL, from_error, from_response
 from tests.stack import shared_data
 
 FOLDER = shared_data() / "openrouter-responses"

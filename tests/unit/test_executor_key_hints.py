@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from contracts.errors import ErrorCode
-from services.executor.faults import from_response
+from services.executor.refusals import from_response
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import ErrorCode
-from services.executor.faults import Fault, from_response
+from services.executor.faults import Fault
+from services.executor.refusals import from_response
 from services.executor.retries import delay_before_retry
 
 LONG = 300.0
