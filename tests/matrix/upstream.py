@@ -46,7 +46,7 @@ class MatrixUpstream:
         if method == "GET":
             found = parse_qs(urlsplit(target).query)["id"][0]
             data = {"id": found, "total_cost": float(LOOKED_UP), "is_byok": False, "model": "matrix/served"}
-            await _play(writer, Play((json.dumps({"data": data}).encode(),)), found)
+            await _play(writer, Play((json.dumps({"data": data}).encode(),), id_in_header=False), found)
             return
         length = next(line for line in head.lower().split("\r\n") if line.startswith("content-length"))
         request = json.loads(await reader.readexactly(int(length.split(":")[1])))
