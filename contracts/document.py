@@ -37,6 +37,7 @@ from contracts.subjects import (
     Rpc,
     Stream,
 )
+from contracts.workflows import StepProgress, WorkflowView
 
 VERSION = PREFIX.split(".")[1]
 FOLDER = Path(__file__).resolve().parent
@@ -59,8 +60,9 @@ FRAME_DATA: dict[FrameType, tuple[type[Contract], ...]] = {
     "text": (TextDelta,),
     "reasoning": (TextDelta,),
     "output": members(get_args(OutputPart)[0]),
-    "snapshot": (Snapshot,),
-    "completed": (ExecutionResult,),
+    "step": (StepProgress,),
+    "snapshot": (Snapshot, WorkflowView),
+    "completed": (ExecutionResult, WorkflowView),
     "failed": (ErrorBody,),
 }
 """What `Frame.data` is, by the type of the frame."""

@@ -209,7 +209,7 @@ RunReply = ExecutionResult | ExecutionAccepted
 
 # Frames ---------------------------------------------------------------------------------------------------------------
 
-FrameType = Literal["started", "text", "reasoning", "output", "snapshot", "completed", "failed"]
+FrameType = Literal["started", "text", "reasoning", "output", "step", "snapshot", "completed", "failed"]
 TERMINAL_FRAMES: frozenset[FrameType] = frozenset({"completed", "failed"})
 
 
@@ -232,13 +232,14 @@ class Snapshot(Contract):
 
 
 class Frame(Contract):
-    """One step of a run, numbered from 1 without gaps. Exactly one frame is terminal: `completed` or `failed`."""
+    """One step of a run or a workflow, numbered from 1 without gaps. Exactly one is terminal: `completed` or `failed`."""
 
     seq: int = Field(ge=1)
     type: FrameType
     data: dict[str, Any] = Field(
         description="started: Started · text, reasoning: TextDelta · output: one part · snapshot: Snapshot · "
-        "completed: ExecutionResult · failed: ErrorBody"
+        "completed: ExecutionResult · failed: ErrorBody. Of a workflow: step: StepProgress · snapshot, completed: "
+        "WorkflowView · failed: ErrorBody"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from contracts import catalog, dead_letters, execution, keys, listings, market
+from contracts import catalog, dead_letters, execution, keys, listings, market, workflows
 from contracts.base import Contract, Empty
 
 PREFIX = "x402jobs.v1."
@@ -288,6 +288,26 @@ EXECUTION_FINISHED = Event[execution.Receipt](
     "execution.finished", execution.Receipt, "executor", ("catalog",),
     "The receipt of every run, at least once, with Nats-Msg-Id `<id>:<revision>`.",
 )  # fmt: skip
+WORKFLOWS_RUN = Rpc[workflows.RunWorkflow, workflows.WorkflowView](
+    "execution.workflows.run", workflows.RunWorkflow, workflows.WorkflowView, "executor", ("gateway",), 10, True,
+    "Accept a workflow durably and answer after the commit.",
+)  # fmt: skip
+WORKFLOWS_GET = Rpc[workflows.GetWorkflow, workflows.WorkflowView](
+    "execution.workflows.get", workflows.GetWorkflow, workflows.WorkflowView, "executor", ("gateway",), 5, True,
+    "One workflow of the caller's.",
+)  # fmt: skip
+WORKFLOWS_LIST = Rpc[workflows.ListWorkflows, workflows.WorkflowPage](
+    "execution.workflows.list", workflows.ListWorkflows, workflows.WorkflowPage, "executor", ("gateway",), 5, True,
+    "Workflows that somebody started, newest first.",
+)  # fmt: skip
+WORKFLOWS_CANCEL = Rpc[workflows.GetWorkflow, workflows.WorkflowView](
+    "execution.workflows.cancel", workflows.GetWorkflow, workflows.WorkflowView, "executor", ("gateway",), 5, True,
+    "Stop the steps that run and skip the others; a workflow that already ended stays as it ended.",
+)  # fmt: skip
+WORKFLOWS_RESUME = Rpc[workflows.GetWorkflow, workflows.WorkflowView](
+    "execution.workflows.resume", workflows.GetWorkflow, workflows.WorkflowView, "executor", ("gateway",), 10, True,
+    "Run again what did not succeed; what succeeded is kept and not paid again.",
+)  # fmt: skip
 
 # The same for other services: `*` is the publisher's name, and the name is the caller.
 AS_RUN = Rpc[execution.ExecuteRequest, execution.RunReply](
@@ -310,7 +330,7 @@ AS_FINISHED = Event[execution.CallerReceipt](
 )
 FRAMES = Event[execution.Frame](
     "execution.frames.*.*", execution.Frame, "executor", ("gateway", PUBLISHER),
-    "Numbered frames of a run, for one viewer: the gateway, or the publisher that asked.",
+    "Numbered frames of a run or a workflow, for one viewer: the gateway, or the publisher that asked.",
 )  # fmt: skip
 
 

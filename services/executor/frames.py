@@ -23,6 +23,15 @@ from services.runtime.bus import Bus, encode
 log = structlog.get_logger()
 
 
+async def say(nc: Client, subject: str, seq: int, kind: FrameType, data: bytes, lost: Counter) -> None:
+    """Publish one frame; `data` is JSON."""
+    try:
+        await nc.publish(subject, b'{"seq":%d,"type":"%b","data":%b}' % (seq, kind.encode(), data))
+    except nats.errors.Error as error:
+        lost.inc()
+        log.warning("frame_lost", frame_of=subject.rpartition(".")[2], seq=seq, error=type(error).__name__)
+
+
 class Frames:
     """The frames of one run, and all that they have said so far. `lost` counts those that could not be sent."""
 
@@ -38,11 +47,7 @@ class Frames:
 
     async def _send(self, kind: FrameType, data: bytes) -> None:
         self.seq += 1
-        try:
-            await self._nc.publish(self._subject, b'{"seq":%d,"type":"%b","data":%b}' % (self.seq, kind.encode(), data))
-        except nats.errors.Error as error:
-            self._lost.inc()
-            log.warning("frame_lost", execution_id=str(self._execution_id), seq=self.seq, error=type(error).__name__)
+        await say(self._nc, self._subject, self.seq, kind, data, self._lost)
 
     async def send(self, kind: FrameType, data: Contract) -> None:
         await self._send(kind, encode(data))

@@ -7,7 +7,7 @@ import asyncio
 from uuid import UUID
 
 from contracts.base import new_execution_id
-from contracts.errors import ErrorCode, ServiceError, invalid
+from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import (
     TERMINAL_STATUSES,
     Caller,
@@ -29,7 +29,7 @@ from services.executor.preparation import Preparation
 from services.executor.results import Results
 from services.executor.runs import Runner
 from services.executor.store import Execution, Store
-from services.executor.views import no_such_run, view_of
+from services.executor.views import cursor_of, no_such_run, view_of
 from services.runtime.bus import Bus, current_call
 
 _CANCEL_WAIT_S = 1.5
@@ -101,7 +101,7 @@ class Handlers:
             owner=request.caller.id if request.role == "owner" else None,
             resource_id=request.resource_id,
             status=request.status,
-            before=_cursor(request.cursor),
+            before=cursor_of(request.cursor),
             limit=request.limit + 1,
         )
         shown = rows[: request.limit]
@@ -151,10 +151,3 @@ class Handlers:
 
 def _publisher() -> Caller:
     return Caller(kind="service", id=current_call().publisher)
-
-
-def _cursor(text: str | None) -> UUID | None:
-    try:
-        return UUID(text) if text is not None else None
-    except ValueError:
-        raise invalid("cursor", "This cursor is not one of ours; start again without it.") from None

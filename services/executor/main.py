@@ -28,6 +28,11 @@ from contracts.subjects import (
     MODEL_CHANGED,
     RECEIPTS_STREAM,
     RESOURCE_CHANGED,
+    WORKFLOWS_CANCEL,
+    WORKFLOWS_GET,
+    WORKFLOWS_LIST,
+    WORKFLOWS_RESUME,
+    WORKFLOWS_RUN,
 )
 from services.executor.calls import Calls
 from services.executor.costs import PendingCosts
@@ -49,6 +54,9 @@ from services.executor.runs import Runner
 from services.executor.slots import Slots
 from services.executor.store import Store
 from services.executor.upstream import Upstream
+from services.executor.workflow_handlers import WorkflowHandlers
+from services.executor.workflow_runs import Workflows
+from services.executor.workflow_store import WorkflowStore
 from services.runtime.bus import Bus
 from services.runtime.hardening import deny_dumps
 from services.runtime.identity import ExecutorIdentity
@@ -90,9 +98,7 @@ def build(settings: Settings) -> Service:
     upstream = Upstream(settings.openrouter_url, settings.sandbox_url)
     generations = GenerationNotes(store)
     calls = Calls(store, leases, upstream, generations, metrics)
-    results = Results(
-        Keyring.parse(settings.result_keys.get_secret_value()), timedelta(hours=settings.keep_results_hours)
-    )
+    results = _results(settings)
     runner = Runner(
         bus=bus,
         store=store,
@@ -116,10 +122,12 @@ def build(settings: Settings) -> Service:
         running_per_key=settings.running_per_key,
         outgoing=outgoing,
     )
-    runner.at_end += [outgoing.set, jobs.slot_freed]
+    handlers = Handlers(bus=bus, store=store, preparation=preparation, runner=runner, jobs=jobs, results=results)
+    workflows = _workflows(service, pool, store, jobs, results, metrics, preparation, handlers)
+    runner.at_end += [outgoing.set, jobs.slot_freed, workflows.run_ended]
     keeper = Keeper(bus, store, runner, metrics, outgoing)
     outbox = Outbox(bus, store, metrics, outgoing)
-    _serve(bus, Handlers(bus=bus, store=store, preparation=preparation, runner=runner, jobs=jobs, results=results))
+    _serve(bus, handlers)
     _look_after_dead_letters(service, Requeue(DeadLetterStore(pool), store, results, jobs, metrics))
     _keep_in_touch(service, settings, runner, calls, leases, resolutions)
     for name, endless in {
@@ -137,6 +145,11 @@ def build(settings: Settings) -> Service:
     service.on_stop(upstream.close)
     service.on_stop(outbox.flush)
     return service
+
+
+def _results(settings: Settings) -> Results:
+    keyring = Keyring.parse(settings.result_keys.get_secret_value())
+    return Results(keyring, timedelta(hours=settings.keep_results_hours))
 
 
 def _pool(service: Service, settings: Settings) -> asyncpg.Pool:
@@ -176,6 +189,32 @@ def _keep_in_touch(
 
     service.after_bus(declare)
     bus.on_reconnect(reconnected)
+
+
+def _workflows(
+    service: Service,
+    pool: asyncpg.Pool,
+    runs: Store,
+    jobs: Jobs,
+    results: Results,
+    metrics: ExecutorMetrics,
+    preparation: Preparation,
+    handlers: Handlers,
+) -> Workflows:
+    """Everything about workflows, which stands on runs and is not known to them."""
+    bus, store = service.bus, WorkflowStore(pool)
+    workflows = Workflows(
+        bus=bus, store=store, runs=runs, jobs=jobs, results=results, metrics=metrics, cancel_run=handlers.cancel
+    )
+    answers = WorkflowHandlers(store, preparation, results, workflows)
+    bus.serve(WORKFLOWS_RUN, answers.run)
+    bus.serve(WORKFLOWS_GET, answers.get)
+    bus.serve(WORKFLOWS_LIST, answers.list)
+    bus.serve(WORKFLOWS_CANCEL, answers.cancel)
+    bus.serve(WORKFLOWS_RESUME, answers.resume)
+    service.background("workflows", workflows.work)
+    service.background("clean_workflows", workflows.clean)
+    return workflows
 
 
 def _name_secret(settings: Settings) -> bytes:

@@ -54,4 +54,6 @@ class ExecutorMetrics:
         self.frames_lost = Counter(
             "x402jobs_frames_lost", "Frames that the bus did not take; a snapshot covers them.", registry=registry
         )
+        # status: succeeded, failed, canceled
+        self.workflows = Counter("x402jobs_workflows", "Workflows that ended.", ["status"], registry=registry)
         self.media_bytes = Counter("x402jobs_media_bytes", "Bytes of media stored.", registry=registry)

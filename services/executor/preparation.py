@@ -79,6 +79,13 @@ class Preparation:
         except ServiceError as error:
             raise ServiceError.from_body(error_for_caller(error.body, resource.owner, execute.caller)) from None
 
+    async def foresee(self, execute: Execute) -> ResolvedResource:
+        """The resource of a run that is to be made later. Raises ServiceError for every reason that its input has no part in."""
+        resource = await self._resource(execute)
+        check_run(resource, execute.caller, execute)
+        await self._leases.get(resource.owner)
+        return resource
+
     async def resume(self, execute: Execute, resource: ResolvedResource, received_at: datetime) -> Prepared:
         """As `prepare`, for a run whose resource was resolved and allowed when it was accepted."""
         request = build_request(resource, execute.input, user=pseudonym(self._pseudonym_secret, execute.caller))

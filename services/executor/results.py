@@ -1,5 +1,5 @@
-"""Results and queued jobs at rest: locked under the executor's own keyring with the run's id as additional data, so that a
-row copied to another run does not open, and a database dump shows nobody's text."""
+"""Results, queued jobs and workflows at rest: locked under the executor's own keyring with their id as additional data, so that a
+row copied to another one does not open, and a database dump shows nobody's text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import structlog
 from contracts.catalog import ResolvedResource
 from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import Cost, Execute, ExecutionResult
+from contracts.workflows import WorkflowRequest
 from services.executor.store import Execution
+from services.executor.workflow_store import Workflow
 from services.runtime.bus import encode
 from services.runtime.sealing import Keyring, Locked
 
@@ -71,6 +73,17 @@ class Results:
             return self._keyring.decrypt(key_id, blob, what.bytes)
         except ValueError:
             raise ServiceError(ErrorCode.INTERNAL, "The stored request does not open: it was changed.") from None
+
+    def lock_workflow(self, workflow_id: UUID, definition: WorkflowRequest) -> Locked:
+        """What the steps of a workflow need."""
+        return self._keyring.encrypt(encode(definition), workflow_id.bytes)
+
+    def open_workflow(self, workflow: Workflow) -> WorkflowRequest | None:
+        """None when it is not kept any more. Raises KeyError when it is locked under a key that we were not given."""
+        if workflow.definition is None or workflow.definition_key_id is None:
+            return None
+        plaintext = self._keyring.decrypt(workflow.definition_key_id, workflow.definition, workflow.id.bytes)
+        return WorkflowRequest.model_validate_json(plaintext)
 
 
 def cost_of_row(row: Execution) -> Cost:

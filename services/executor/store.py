@@ -363,10 +363,12 @@ class Store:
         return cast("int", await self._pool.fetchval("SELECT count(*) FROM executor.outbox"))
 
     async def erase_expired_results(self) -> int:
-        """Delete outputs that need not be kept any longer; receipts stay."""
+        """Delete outputs that need not be kept any longer; receipts stay. Steps of a workflow under way may need theirs."""
         status: str = await self._pool.execute(
-            """UPDATE executor.executions SET result = NULL, result_key_id = NULL
-               WHERE result IS NOT NULL AND result_expires_at < now()"""
+            """UPDATE executor.executions e SET result = NULL, result_key_id = NULL
+               WHERE result IS NOT NULL AND result_expires_at < now() AND NOT EXISTS (
+                   SELECT FROM executor.workflow_attempts a JOIN executor.workflows w ON w.id = a.workflow_id
+                   WHERE a.execution_id = e.id AND w.status = 'running')"""
         )
         return int(status.rpartition(" ")[2])
 

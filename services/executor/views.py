@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
-from contracts.errors import ErrorBody, ErrorCode, ServiceError
+from contracts.errors import ErrorBody, ErrorCode, ServiceError, invalid
 from contracts.execution import TERMINAL_STATUSES, Caller, ExecutionView, PriceOnly, Receipt
 from services.executor.access import error_for_caller, is_creator
 from services.executor.endings import for_caller
@@ -14,6 +15,14 @@ from services.executor.store import Execution
 
 def no_such_run() -> ServiceError:
     return ServiceError(ErrorCode.NOT_FOUND, "There is no run of yours with this id.")
+
+
+def cursor_of(text: str | None) -> UUID | None:
+    """Where a page goes on. Raises INVALID for a text that is no cursor of ours."""
+    try:
+        return UUID(text) if text is not None else None
+    except ValueError:
+        raise invalid("cursor", "This cursor is not one of ours; start again without it.") from None
 
 
 def is_caller(row: Execution, caller: Caller) -> bool:

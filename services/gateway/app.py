@@ -12,7 +12,17 @@ from starlette.responses import Response
 
 from services.gateway.documentation import document
 from services.gateway.problems import problem_response, unrouted
-from services.gateway.routes import budgets, dead_letters, executions, integrations, media, models, operation, resources
+from services.gateway.routes import (
+    budgets,
+    dead_letters,
+    executions,
+    integrations,
+    media,
+    models,
+    operation,
+    resources,
+    workflows,
+)
 from services.gateway.routing import Gateway
 
 
@@ -31,6 +41,7 @@ def create_app(gateway: Gateway, public_url: str) -> FastAPI:
         executions.hot,  # first: routes are tried in order
         executions.router,
         executions.preview,  # before /api/resources/{id}
+        workflows.router,
         resources.router,
         resources.listings,
         budgets.router,

@@ -41,6 +41,7 @@ TAGS = [
     {"name": "listings", "description": "What a buyer sees. No token needed."},
     {"name": "budgets", "description": "How much of your own money runs may cost in a day."},
     {"name": "execution", "description": "Running resources, and following runs."},
+    {"name": "workflows", "description": "Steps that feed each other, each of them an ordinary run."},
     {"name": "media", "description": "Generated images, audio and files. No token needed."},
     {"name": "administration", "description": "For administrators."},
     {"name": "operation", "description": "Health, metrics and machine-readable documents. No token needed."},

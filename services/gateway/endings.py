@@ -15,12 +15,16 @@ from contracts.execution import ExecutionResult, ExecutionView
 from services.gateway.sequence import Step, snapshot_before
 
 
-def with_run(body: ErrorBody, execution_id: UUID) -> ErrorBody:
+def with_run(body: ErrorBody, execution_id: UUID | None) -> ErrorBody:
     """The error, naming the run that it is about."""
-    return body if body.execution_id is not None else body.model_copy(update={"execution_id": execution_id})
+    return (
+        body
+        if body.execution_id is not None or execution_id is None
+        else body.model_copy(update={"execution_id": execution_id})
+    )
 
 
-def read_error(data: dict[str, Any], execution_id: UUID) -> ErrorBody:
+def read_error(data: dict[str, Any], execution_id: UUID | None) -> ErrorBody:
     """What a `failed` frame says. A code of a later version than ours is told as `internal`."""
     try:
         body = ErrorBody.model_validate(data)

@@ -374,3 +374,90 @@ EVENTS = (
     'id: 3\nevent: text\ndata: {"text":"tin roof"}\n\n'
     'id: 4\nevent: completed\ndata: {"execution_id":"' + EXECUTION_ID + '","status":"succeeded", …}\n\n'
 )
+
+WORKFLOW_ID = "01995b41-77aa-7c10-9e21-3f0d6b8c5a02"
+
+WORKFLOW_REQUEST: dict[str, Any] = {
+    "input": {"topic": "rain"},
+    "max_price_usd": "0.05",
+    "steps": [
+        {"name": "draft", "resource": "alice/haiku-maker", "input": {"topic": "{{input.topic}}"}},
+        {
+            "name": "answer",
+            "resource": "alice/haiku-maker",
+            "input": {"topic": "an answer to this: {{steps.draft.text}}"},
+        },
+    ],
+}
+
+_STEP_PRICE: dict[str, Any] = {"price_usd": "0.01"}
+
+WORKFLOW: dict[str, Any] = {
+    "workflow_id": WORKFLOW_ID,
+    "status": "running",
+    "created_at": "2026-11-23T09:40:00Z",
+    "finished_at": None,
+    "last_seq": 3,
+    "begun_seq": 0,
+    "max_price_usd": "0.05",
+    "cost": _STEP_PRICE,
+    "steps": [
+        {
+            "name": "draft",
+            "resource": "alice/haiku-maker",
+            "depends_on": [],
+            "status": "succeeded",
+            "execution_id": EXECUTION_ID,
+            "attempts": [
+                {
+                    "number": 1,
+                    "execution_id": EXECUTION_ID,
+                    "status": "succeeded",
+                    "cost": _STEP_PRICE,
+                    "error": None,
+                }
+            ],
+            "error": None,
+            "result": None,
+        },
+        {
+            "name": "answer",
+            "resource": "alice/haiku-maker",
+            "depends_on": ["draft"],
+            "status": "running",
+            "execution_id": "01995b41-79c2-7d3e-8b14-0a9f5c6d7e31",
+            "attempts": [
+                {
+                    "number": 1,
+                    "execution_id": "01995b41-79c2-7d3e-8b14-0a9f5c6d7e31",
+                    "status": "running",
+                    "cost": None,
+                    "error": None,
+                }
+            ],
+            "error": None,
+            "result": None,
+        },
+    ],
+    "error": None,
+}
+
+WORKFLOW_PAGE: dict[str, Any] = {
+    "items": [
+        {
+            "workflow_id": WORKFLOW_ID,
+            "status": "running",
+            "created_at": "2026-11-23T09:40:00Z",
+            "finished_at": None,
+            "steps": {"draft": "succeeded", "answer": "running"},
+        }
+    ],
+    "next_cursor": None,
+}
+
+WORKFLOW_EVENTS = (
+    'id: 1\nevent: step\ndata: {"workflow_id":"' + WORKFLOW_ID + '","step":"draft","status":"running",'
+    '"execution_id":"' + EXECUTION_ID + '","error":null}\n\n'
+    'id: 2\nevent: step\ndata: {"workflow_id":"' + WORKFLOW_ID + '","step":"draft","status":"succeeded", …}\n\n'
+    'id: 3\nevent: completed\ndata: {"workflow_id":"' + WORKFLOW_ID + '","status":"succeeded","steps":[…], …}\n\n'
+)

@@ -17,11 +17,13 @@ import structlog
 from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import TERMINAL_STATUSES, Execute, GetExecution
 from contracts.subjects import EXECUTION_CANCEL, EXECUTION_RUN
+from contracts.workflows import GetWorkflow
 from services.gateway import sse
 from services.gateway.endings import read_error, result_of, with_run
 from services.gateway.problems import problem_of
 from services.gateway.sequence import Step
 from services.gateway.watch import RETRY_S, SILENCE_S, Client, Outages, Watch
+from services.gateway.workflow_watch import WorkflowWatch
 from services.runtime.bus import Bus, encode
 
 log = structlog.get_logger()
@@ -228,23 +230,22 @@ class Runs:
             execution_id = error.body.execution_id
         return None if execution_id == watch.ref.execution_id else execution_id
 
-    async def view(
+    def view(
         self, ref: GetExecution, client: Client, *, after: int = 0, ended: bool = False
     ) -> AsyncGenerator[bytes, None]:
         """A run from behind frame `after` to its end, as server-sent events; leaving it never cancels the run.
 
         `ended`: the run is known to be over.
         """
-        async with Watch(self._bus, self._outages, client, ref, after=after, whole=True) as watch:
-            if not await watch.replay():
-                watch.question()
-            if not watch.is_open:
-                await watch.listen()
-            yield sse.COMMENT
-            async for steps in watch.steps(ended=ended):
-                yield _encode(steps, ref.execution_id)
-            if watch.must_move and not watch.sequence.ended:
-                yield sse.RECONNECT
+        watch = Watch(self._bus, self._outages, client, ref, after=after, whole=True)
+        return _followed(watch, ref.execution_id, ended=ended)
+
+    def view_workflow(
+        self, ref: GetWorkflow, client: Client, *, after: int, begun_seq: int, ended: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """The same for a workflow; what was said before frame `begun_seq` belongs to an earlier start and ends nothing."""
+        watch = WorkflowWatch(self._bus, self._outages, client, ref, after=after, begun_seq=begun_seq)
+        return _followed(watch, None, ended=ended)
 
     # Leaving ----------------------------------------------------------------------------------------------------------
 
@@ -267,12 +268,25 @@ def _ref(execute: Execute) -> GetExecution:
     return GetExecution(execution_id=execute.execution_id, caller=execute.caller)
 
 
-def _encode(steps: list[Step], execution_id: UUID) -> bytes:
+async def _followed(watch: Watch, execution_id: UUID | None, *, ended: bool) -> AsyncGenerator[bytes, None]:
+    async with watch:
+        if not await watch.replay():
+            watch.question()
+        if not watch.is_open:
+            await watch.listen()
+        yield sse.COMMENT
+        async for steps in watch.steps(ended=ended):
+            yield _encode(steps, execution_id)
+        if watch.must_move and not watch.sequence.ended:
+            yield sse.RECONNECT
+
+
+def _encode(steps: list[Step], execution_id: UUID | None) -> bytes:
     """What leaves in one piece: all steps that came together, or a comment that keeps the connection awake."""
     return b"".join(_event(step, execution_id) for step in steps) or sse.COMMENT
 
 
-def _event(step: Step, execution_id: UUID) -> bytes:
+def _event(step: Step, execution_id: UUID | None) -> bytes:
     data = step.data
     if step.kind == "failed":
         data = problem_of(read_error(data, execution_id))

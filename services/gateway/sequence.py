@@ -7,7 +7,7 @@ as a snapshot before it. So whoever puts together what is shown has all of it, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +54,13 @@ def snapshot_before(completed: Step) -> Step:
 
 
 class Sequence:
-    """What one view has shown. `last` is the number of its latest frame, `broken` says that frames are missing after it."""
+    """What one view has shown. `last` is the number of its latest frame, `broken` says that frames are missing after it.
 
-    def __init__(self, after: int = 0) -> None:
+    `snapshot` makes the step that stands for all missing ones out of the one that completes it.
+    """
+
+    def __init__(self, after: int = 0, snapshot: Callable[[Step], Step] = snapshot_before) -> None:
+        self._snapshot = snapshot
         self.last = after
         self.broken = False
         self.ended = False
@@ -76,7 +80,7 @@ class Sequence:
             missing = self.last + 1 < step.seq
             self.ended = True
             self.last = max(self.last, step.seq)
-            return [snapshot_before(step), step] if missing and step.kind == "completed" else [step]
+            return [self._snapshot(step), step] if missing and step.kind == "completed" else [step]
         if step.seq <= self.last:
             return []
         if step.kind != "snapshot" and (step.seq != self.last + 1 or self.broken):

@@ -292,17 +292,23 @@ class Watch:
         """The last steps if the run has ended, and else how long to wait before asking again."""
         outage, self._doubt, self.outage = self.outage, False, False
         try:
-            view = await self.look()
+            self._missing, ending = await self._state()
         except ServiceError:
             # Whoever should answer may be reconnecting too.
             self.outage = outage
             return [], RETRY_S
-        self._missing = view is None
-        if view is not None and view.status in TERMINAL_STATUSES:
-            return last_steps(view, self.sequence.last, whole=self._whole), 0
+        if ending:
+            return ending, 0
         if (outage or self.sequence.broken) and await self.replay() is None and self._is_stored():
             await self.listen()
         return [], SILENCE_S
+
+    async def _state(self) -> tuple[bool, list[Step]]:
+        """Whether the executor knows of no such run, and its last steps if it has ended. Raises as `look`."""
+        view = await self.look()
+        if view is None or view.status not in TERMINAL_STATUSES:
+            return view is None, []
+        return False, last_steps(view, self.sequence.last, whole=self._whole)
 
     def _is_stored(self) -> bool:
         """After an outage a consumer may be gone with the server's memory; without a stream only live frames are left."""

@@ -172,7 +172,9 @@ class House:
 
     async def clean(self) -> None:
         """Forget the runs of the test before."""
-        await self.database.execute("TRUNCATE executor.executions CASCADE; TRUNCATE executor.outbox")
+        await self.database.execute(
+            "TRUNCATE executor.executions CASCADE; TRUNCATE executor.outbox; TRUNCATE executor.workflows CASCADE"
+        )
         await self.sandbox.post("/sandbox/reset")
         self.other.leased.clear()
         self.frames.clear()

@@ -33,6 +33,7 @@ from services.gateway import examples, sse
 from services.gateway.documentation import answers, run_answers
 from services.gateway.problems import documented, too_large
 from services.gateway.routing import (
+    Gateway,
     Handler,
     SignedIn,
     SignedInRoute,
@@ -126,6 +127,12 @@ IdempotencyKey = Annotated[
     ),
 ]
 Prefer = Annotated[str | None, Header(description="`respond-async`: answer 202 at once; follow the run at `Location`.")]
+LastEventId = Annotated[
+    str | None, Header(alias="Last-Event-ID", max_length=40, description="The number of the last event you have.")
+]
+LastEventQuery = Annotated[
+    str | None, Query(max_length=40, description="The same, for clients that cannot set headers.")
+]
 RunId = Annotated[UUID, Path(alias="id", examples=[examples.EXECUTION_ID])]
 
 
@@ -150,7 +157,7 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _streamed(client: Client, chunks: AsyncGenerator[bytes, None]) -> Response:
+async def streamed(client: Client, chunks: AsyncGenerator[bytes, None]) -> Response:
     """The stream, once its first chunk is there: until then an error is still an HTTP status."""
     client.start()
     try:
@@ -177,16 +184,20 @@ def _check_size(options: RunOptions, request: Request) -> None:
         raise too_large("The input is too large; send at most 1 MiB of JSON.")
 
 
-async def _run(request: Request, execute: Execute, options: RunOptions, prefer: str | None) -> Response:
-    gateway = gateway_of(request)
-    note(request, execution_id=str(execute.execution_id))
+def refuse_without_bus(gateway: Gateway) -> None:
+    """The client of the bus would keep a request until it is back: refuse, do not queue."""
     if not gateway.bus.connected:
-        # The client of the bus would keep the request until it is back: refuse, do not queue.
         raise ServiceError(
             ErrorCode.UNAVAILABLE,
             "The message bus cannot be reached at the moment; try again shortly.",
             retry_after_s=1,
         )
+
+
+async def _run(request: Request, execute: Execute, options: RunOptions, prefer: str | None) -> Response:
+    gateway = gateway_of(request)
+    note(request, execution_id=str(execute.execution_id))
+    refuse_without_bus(gateway)
     if _prefers_async(prefer):
         accepted = await gateway.bus.call_raw(EXECUTION_ENQUEUE, encode(execute))
         execution_id = orjson.loads(accepted)["execution_id"]
@@ -196,7 +207,7 @@ async def _run(request: Request, execute: Execute, options: RunOptions, prefer: 
     cancels = (options.on_disconnect or default) == "cancel"
     client = Client(request.receive)
     if options.stream:
-        return await _streamed(client, gateway.runs.stream(execute, client, cancels=cancels))
+        return await streamed(client, gateway.runs.stream(execute, client, cancels=cancels))
     with client:
         result = await gateway.runs.plain(execute, client, cancels=cancels)
     return Response(result, media_type="application/json")
@@ -326,12 +337,8 @@ async def follow_execution(
     request: Request,
     user: SignedIn,
     execution_id: RunId,
-    last_event_header: Annotated[
-        str | None, Header(alias="Last-Event-ID", max_length=40, description="The number of the last event you have.")
-    ] = None,
-    last_event_id: Annotated[
-        str | None, Query(max_length=40, description="The same, for clients that cannot set headers.")
-    ] = None,
+    last_event_header: LastEventId = None,
+    last_event_id: LastEventQuery = None,
 ) -> Response:
     """Goes on where a stream broke, on any gateway; leaving never cancels the run.
 
@@ -348,7 +355,7 @@ async def follow_execution(
     if ended and view.last_seq is not None and after >= view.last_seq:
         return Response(status_code=204)
     client = Client(request.receive)
-    return await _streamed(client, gateway.runs.view(ref, client, after=after, ended=ended))
+    return await streamed(client, gateway.runs.view(ref, client, after=after, ended=ended))
 
 
 def _ref(user: str, execution_id: UUID) -> GetExecution:
