@@ -324,8 +324,8 @@ async def _load(connection: Any, workflow_id: UUID) -> Workflow | None:
         return None
     attempts: dict[str, list[AttemptOfStep]] = {}
     for record in await connection.fetch(
-        """SELECT a.step, a.number, a.execution_id, a.error AS refusal, e.status AS run, e.owner, e.error, e.price_usd,
-                  e.cost_usd, e.cost_status, length(e.result) AS kept_bytes
+        """SELECT a.step, a.number, a.execution_id, a.error AS refusal, e.owner, e.error, e.price_usd, e.cost_usd, e.cost_status,
+                  CASE e.status WHEN 'waiting' THEN 'queued' ELSE e.status END AS run, length(e.result) AS kept_bytes
            FROM executor.workflow_attempts a LEFT JOIN executor.executions e ON e.id = a.execution_id
            WHERE a.workflow_id = $1 ORDER BY a.number""",
         workflow_id,

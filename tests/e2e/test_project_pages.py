@@ -20,12 +20,14 @@ from contracts.catalog import MAX_INPUT_BYTES, MAX_TEMPLATE_CHARS, Timeouts
 from contracts.errors import ErrorCode
 from contracts.execution import MAX_RESULT_BYTES
 from contracts.subjects import FRAMES_STREAM, JOBS_STREAM, NOTICES_STREAM, RECEIPTS_STREAM, SERVICES
+from contracts.workflows import MAX_STEPS
 from deploy.local import settings as local_settings
 from deploy.local.stack import Stack
 from deploy.sandbox.modes import MODES
 from services.catalog.inputs import MAX_ATTACHMENT_BYTES
 from services.executor.media import MAX_MEDIA_BYTES
 from services.executor.retries import MAX_ATTEMPTS
+from services.executor.workflows import MAX_STARTS
 from services.gateway.problems import STATUSES
 from services.gateway.routing import MAX_BODY_BYTES
 from services.keys.guards.limits import MOST, WINDOW
@@ -104,7 +106,7 @@ async def test_every_command_runs_as_it_stands(stack: Stack, tmp_path: Path) -> 
     assert [PROBLEM in text for text in printed] == [False] * (len(printed) - 1) + [True]
     assert '"path":"input.topik"' in printed[-1]
     assert '"mode":"test"' in output_of('"api_key"')
-    assert output_of("/publish") == "published\n"
+    assert output_of("$RESOURCE/publish") == "published\n"
     assert '"cost":{"price_usd":"0.01"}' in output_of('"topic": "autumn"}}')
     counted, found = output_of("max_prompt_price").splitlines()[:2]
     assert '"anthropic": ' in counted
@@ -128,6 +130,12 @@ async def test_every_command_runs_as_it_stands(stack: Stack, tmp_path: Path) -> 
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) > 3
     assert output_of("AGAIN=") == "the same run\n"
+    flow = output_of("/api/workflows")
+    assert re.findall(r"^event: (\w+)$", flow, re.MULTILINE) == ["step"] * 6 + ["completed"]
+    assert [int(number) for number in re.findall(r"^id: (\d+)$", flow, re.MULTILINE)] == list(range(1, 8))
+    price, picture = flow.splitlines()[-2:]
+    assert price == "0.07"
+    assert re.search(r"/media/\w+\.png$", picture)
     hint, accesses = output_of("/oauth/complete").splitlines()
     assert hint.startswith("sk-or-")
     assert '"action": "connect"' in accesses
@@ -263,6 +271,7 @@ def test_the_figures_of_the_limits_are_those_of_the_code() -> None:
         in limits["template or system prompt, inputs, fallback models of a resource"]
     )
     assert limits["calls to the upstream per run"].startswith(f"{MAX_ATTEMPTS},")
+    assert limits["steps of a workflow; how often an interrupted one begins"] == f"{MAX_STEPS}; {MAX_STARTS}"
     assert limits["first token, idle, total"].startswith(
         f"{timeouts.first_token_s:.0f}, {timeouts.idle_s:.0f}, {timeouts.total_s:.0f} s"
     )

@@ -391,6 +391,56 @@ async def test_kill_9_of_an_executor_interrupts_its_runs_and_sigterm_lets_them_f
         assert running == 0, "its slots are free: they are these rows"
 
 
+async def test_kill_9_of_every_executor_in_the_middle_of_a_workflow_and_each_step_is_paid_once(mortal: Stack) -> None:
+    executors = [name for name in mortal.parts if name.startswith("executor")]
+    async with connected(mortal, "reader") as person:
+        long, quick = await person.publish(model="sandbox/long"), await person.publish()
+        steps = [
+            {"name": "first", "resource": quick["id"], "input": {"text": "once"}},
+            {"name": "long", "resource": long["id"], "input": {"text": "{{steps.first.text}}"}},
+            {
+                "name": "last",
+                "resource": quick["id"],
+                "input": {"text": "{{steps.first.text}} more"},
+                "depends_on": ["long"],
+            },
+        ]
+        accepted = await person.http.post("/api/workflows", json={"steps": steps})
+        path = f"/api/workflows/{accepted.json()['workflow_id']}"
+
+        async def follow() -> list[Event]:
+            async with person.http.stream("GET", f"{path}/events", timeout=90) as answer:
+                return checked([event async for event in read_events(answer)])
+
+        following = asyncio.create_task(follow())
+
+        async def long_is_called() -> bool:
+            return len(await person.upstream_calls()) == 2
+
+        await until(long_is_called)
+        await asyncio.gather(*(mortal.parts[name].kill() for name in executors))
+        # As if 15 seconds had passed: the leases of the dead run out.
+        await row(
+            mortal, "UPDATE executor.executions SET lease_until = now() - interval '1 hour' WHERE status = 'running'"
+        )
+        await asyncio.gather(*(mortal.parts[name].start() for name in executors))
+
+        events = await asyncio.wait_for(following, 2 * REAPED_S)
+        view = await person.get(path)
+        assert (events[-1].kind, events[-1].data) == ("completed", view)
+        assert [each["status"] for each in view["steps"]] == ["succeeded"] * 3
+        runs = [[each["status"] for each in one["attempts"]] for one in view["steps"]]
+        assert runs == [["succeeded"], ["interrupted", "succeeded"], ["succeeded"]]
+        assert view["cost"]["price_usd"] == "0.03", "what was interrupted is not owed"
+        calls = [(call["requested"], call["state"]) for call in await person.upstream_calls()]
+        assert calls == [
+            ("sandbox/echo", "completed"),
+            ("sandbox/long", "cancelled"),
+            ("sandbox/long", "completed"),
+            ("sandbox/echo", "completed"),
+        ]
+
+
 async def test_parts_are_restarted_one_after_another_and_the_next_calls_work(mortal: Stack) -> None:
     async with connected(mortal, "reader") as person, at_gateway(person, 1) as elsewhere:
         resource = await person.publish()
