@@ -34,7 +34,7 @@ from contracts.workflows import (
 )
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
-from services.executor import keeper, workflow_runs
+from services.executor import keeper, main, workflow_runs
 from services.runtime.service import Service
 from tests.integration.executor_parts import (
     ADA,
@@ -61,6 +61,7 @@ async def whole_house(template_database: Database, nats_server: Nats, credential
 async def executors(whole_house: House) -> AsyncIterator[list[Service]]:
     """Two, who look for dead executors and for results to delete ten times a second."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "LEASE_S", 5.0)
         patch.setattr(keeper, "RENEW_EVERY_S", 0.1)
         patch.setattr(keeper, "_JANITOR_EVERY_S", 0.1)
         patch.setattr(workflow_runs, "_JANITOR_EVERY_S", 0.1)
@@ -370,7 +371,7 @@ async def test_an_interrupted_step_begins_again_by_itself_but_not_for_ever(house
             attempts = steps_of(await look(house, workflow_id))["a"].attempts
             return len(attempts) == number and attempts[-1].status == "running"
 
-        await eventually(begun, 12)
+        await eventually(begun, 30)
         # As for an executor that died: nobody renews the lease any more.
         await house.database.execute(
             "UPDATE executor.executions SET lease_until = now() - interval '1 hour', lease_token = gen_random_uuid() "
