@@ -26,7 +26,6 @@ from contracts.workflows import (
 from services.gateway import examples, sse
 from services.gateway.auth import Identity
 from services.gateway.documentation import answers
-from services.gateway.edge import note
 from services.gateway.problems import documented
 from services.gateway.routes.executions import (
     IdempotencyKey,
@@ -45,6 +44,7 @@ from services.gateway.routing import (
 )
 from services.gateway.watch import Client
 from services.runtime.bus import encode
+from services.runtime.edge import note
 
 router = APIRouter(prefix="/api/workflows", tags=["workflows"], route_class=SignedInRoute)
 
