@@ -3,6 +3,7 @@ of them is made up for by one snapshot: the workflow as the executor knows it no
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from contracts.errors import ErrorCode, ServiceError
@@ -10,7 +11,7 @@ from contracts.execution import GetExecution
 from contracts.subjects import WORKFLOWS_GET
 from contracts.workflows import ENDED_WORKFLOW, GetWorkflow, WorkflowView
 from services.gateway.sequence import Sequence, Step
-from services.gateway.watch import Client, Outages, Watch
+from services.gateway.watch import GRACE_S, Client, Outages, Watch
 from services.runtime.bus import Bus
 
 
@@ -61,7 +62,13 @@ class WorkflowWatch(Watch):
             raise
         if view.status in ENDED_WORKFLOW:
             return False, last_steps(view, self.sequence.last)
-        if view.last_seq > self.sequence.last:
+        if view.last_seq > self.sequence.last and not await self._is_catching_up():
             self._snapshot = _snapshot(view.last_seq, view.model_dump(mode="json"))
             self.wake()
         return False, []
+
+    async def _is_catching_up(self) -> bool:
+        """Frames are said after what they tell is committed: what seems to be missing may be on its way."""
+        if not self.sequence.broken and not self.has_frames:
+            await asyncio.sleep(GRACE_S)
+        return not self.sequence.broken and self.has_frames
