@@ -16,6 +16,7 @@ from pathlib import Path
 from contracts.subjects import (
     EVENTS,
     FRAMES,
+    INPUTS_BUCKET,
     JOBS,
     MEDIA_BUCKET,
     PUBLISHER,
@@ -28,7 +29,7 @@ from contracts.subjects import (
 )
 
 OBSERVER = "observer"
-_OBJECT_STREAM = f"OBJ_{MEDIA_BUCKET}"
+_OUTPUTS, _INPUTS = f"OBJ_{MEDIA_BUCKET}", f"OBJ_{INPUTS_BUCKET}"
 
 
 def inbox_prefix(user: str) -> str:
@@ -73,9 +74,10 @@ def publish_list(service: Service) -> list[str]:
         elif service in stream.readers:
             allowed += _reading(stream.name)
     if service == "executor":
-        allowed += [f"$O.{MEDIA_BUCKET}.>", *_owning(_OBJECT_STREAM)]
+        # It marks an input as deleted, and writes none.
+        allowed += [f"$O.{MEDIA_BUCKET}.>", f"$O.{INPUTS_BUCKET}.M.>", *_owning(_OUTPUTS), *_owning(_INPUTS)]
     if service == "gateway":
-        allowed += _reading(_OBJECT_STREAM)
+        allowed += [f"$O.{INPUTS_BUCKET}.>", *_reading(_OUTPUTS), *_reading(_INPUTS)]
     return sorted(allowed)
 
 

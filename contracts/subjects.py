@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from contracts import catalog, dead_letters, execution, keys, listings, market, workflows
+from contracts import attachments, catalog, dead_letters, execution, keys, listings, market, workflows
 from contracts.base import Contract, Empty
 
 PREFIX = "x402jobs.v1."
@@ -284,6 +284,10 @@ DEAD_LETTERS_REQUEUE = Rpc[dead_letters.RequeueDeadLetter, dead_letters.DeadLett
 EXECUTION_CANCELING = Event[execution.ExecutionCanceling](
     "execution.canceling", execution.ExecutionCanceling, "executor", ("executor",), "The executor that runs it stops."
 )
+MEDIA_CLAIM = Rpc[attachments.ClaimMedia, attachments.MediaClaimed](
+    "execution.media.claim", attachments.ClaimMedia, attachments.MediaClaimed, "executor", ("gateway",), 5, True,
+    "Register a file that a caller has sent, before it is stored under the name in the reply.",
+)  # fmt: skip
 EXECUTION_FINISHED = Event[execution.Receipt](
     "execution.finished", execution.Receipt, "executor", ("catalog",),
     "The receipt of every run, at least once, with Nats-Msg-Id `<id>:<revision>`.",
@@ -367,6 +371,8 @@ NOTICES_STREAM = Stream(
 )  # fmt: skip
 MEDIA_BUCKET = "x402jobs_media"
 """The NATS object store of generated media: written by executors, read by gateways."""
+INPUTS_BUCKET = "x402jobs_inputs"
+"""The one of what callers send: written by gateways, read by both, deleted by executors."""
 
 REGISTRY: tuple[Rpc[Any, Any] | Event[Any] | Job[Any], ...] = tuple(
     entry for entry in list(globals().values()) if isinstance(entry, Rpc | Event | Job)

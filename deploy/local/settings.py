@@ -15,6 +15,7 @@ OWN = {
         "SLOT_WAIT_S",
         "MAX_RUNNING",
         "KEEP_RESULTS_HOURS",
+        "KEEP_INPUTS_HOURS",
         "POSTGRES_POOL",
     ),
     "gateway": (),

@@ -185,6 +185,8 @@ class Chat:
             is_byok=made.is_byok,
             prompt_tokens=made.prompt_tokens,
             stated=not is_free(served),
+            files=chat.files,
+            pdf_engine=chat.pdf_engine,
         )
         self.ledger.begin(call)
         return await self._play(request, script, made, call)

@@ -46,6 +46,8 @@ class Call:
     finish_reason: str | None = None
     native_finish_reason: str | None = None
     stated: bool = True
+    files: tuple[dict[str, Any], ...] = ()
+    pdf_engine: str | None = None
 
     def public(self) -> dict[str, Any]:
         """The row as `/sandbox/calls` shows it; times are unix seconds."""
@@ -62,6 +64,8 @@ class Call:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "finish_reason": self.finish_reason,
+            "files": list(self.files),
+            "pdf_engine": self.pdf_engine,
         }
 
 

@@ -1,6 +1,7 @@
 """A chat request as far as the sandbox cares: who asked what, how long the answer may be, and which kinds go in and out."""
 
-from collections.abc import Collection
+import hashlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +38,8 @@ class ChatRequest:
     reasoning: dict[str, Any]
     response_format: dict[str, Any]
     provider: dict[str, Any]
+    files: tuple[dict[str, Any], ...]
+    pdf_engine: str | None
 
 
 def parse_request(content: bytes) -> ChatRequest | Refusal:
@@ -76,6 +79,8 @@ def parse_request(content: bytes) -> ChatRequest | Refusal:
         reasoning=reasoning,
         response_format=_object(body, "response_format"),
         provider=_object(body, "provider"),
+        files=tuple(_files(messages)),
+        pdf_engine=_pdf_engine(_list(body, "plugins")),
     )
 
 
@@ -113,3 +118,30 @@ def _contents(messages: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
             elif isinstance(part, dict) and isinstance(part.get("text"), str):
                 texts.append(part["text"])
     return texts, kinds
+
+
+def _files(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every media part as the ledger names it: what was sent, by its hash, and never the content."""
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else []:
+            if not isinstance(part, dict) or part.get("type") not in KINDS:
+                continue
+            inner = part.get(str(part["type"]))
+            inner = inner if isinstance(inner, dict) else {}
+            data = next((inner[key] for key in ("url", "file_data", "data") if isinstance(inner.get(key), str)), "")
+            yield {
+                "kind": KINDS[part["type"]],
+                "sha256": hashlib.sha256(data.encode()).hexdigest(),
+                "chars": len(data),
+                "head": data[:40].partition(",")[0] if data.startswith("data:") else None,
+                "filename": inner.get("filename"),
+                "format": inner.get("format"),
+            }
+
+
+def _pdf_engine(plugins: list[Any]) -> str | None:
+    for plugin in plugins:
+        if isinstance(plugin, dict) and plugin.get("id") == "file-parser" and isinstance(plugin.get("pdf"), dict):
+            return str(plugin["pdf"].get("engine"))
+    return None

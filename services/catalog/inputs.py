@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 from pydantic import JsonValue
 
+from contracts.attachments import MAX_ATTACHMENT_BYTES, SENDABLE
 from contracts.catalog import InputField
 from contracts.errors import FieldProblem
 
-ATTACHMENTS = frozenset({"image", "file", "audio"})
+ATTACHMENTS = frozenset(SENDABLE)
 """Inputs that are sent beside the prompt: no template has a place for them."""
-MAX_ATTACHMENT_BYTES = 20 * 1024 * 1024
 
 
 def input_problems(inputs: list[InputField]) -> list[FieldProblem]:
@@ -77,10 +77,9 @@ def _attachment_problems(declaration: InputField) -> Iterable[tuple[str, str]]:
             yield field, f"Only an image, file or audio input has {field}; remove it."
     if declaration.max_bytes is not None and declaration.max_bytes > MAX_ATTACHMENT_BYTES:
         yield "max_bytes", f"Nothing larger than {MAX_ATTACHMENT_BYTES} bytes can be sent."
-    if declaration.type in {"image", "audio"} and any(
-        not accepted.startswith(f"{declaration.type}/") for accepted in declaration.accept or []
-    ):
-        yield "accept", f"The media types of this input begin with “{declaration.type}/”."
+    sendable = SENDABLE.get(declaration.type, ())
+    if sendable and not set(declaration.accept or []) <= set(sendable):
+        yield "accept", f"The media types that can be sent here are {', '.join(sendable)}."
 
 
 def _default_problem(declaration: InputField) -> str | None:
@@ -115,7 +114,7 @@ def _property(field: InputField) -> dict[str, JsonValue]:
     kinds: dict[str, JsonValue] = {"number": "number", "boolean": "boolean"}
     choices: list[JsonValue] | None = [*field.choices] if field.choices is not None else None
     attached = field.type in ATTACHMENTS
-    accept: list[JsonValue] | None = [*field.accept] if field.accept is not None else None
+    accept: list[JsonValue] = [*(field.accept or SENDABLE.get(field.type, ()))]
     schema: dict[str, JsonValue] = {
         "type": kinds.get(field.type, "string"),
         "description": field.description,
@@ -124,10 +123,13 @@ def _property(field: InputField) -> dict[str, JsonValue]:
         "maximum": field.maximum,
         "enum": choices,
         "default": field.default,
-        # Words of our own, which other readers of the schema ignore: a form makes a file chooser of them.
+        # The value is an address of ours or a data URL. Words with `x-` are our own, which other readers of the schema
+        # ignore: a form makes a file chooser of them.
         "format": "uri-reference" if attached else None,
+        "contentMediaType": accept[0] if len(accept) == 1 else None,
         "x-kind": field.type if attached else None,
-        "x-accept": accept,
-        "x-max-bytes": field.max_bytes,
+        "x-accept": accept or None,
+        "x-max-bytes": (field.max_bytes or MAX_ATTACHMENT_BYTES) if attached else None,
+        "x-upload": "POST /media" if attached else None,
     }
     return {keyword: value for keyword, value in schema.items() if value is not None}

@@ -21,7 +21,7 @@ from contracts.catalog import (
 )
 from contracts.errors import ErrorCode, FieldProblem, ServiceError
 from contracts.market import Replacement
-from services.catalog.inputs import ATTACHMENTS, input_problems
+from services.catalog.inputs import input_problems
 from services.catalog.sizes import limits_answers
 from services.catalog.templates import template_problems
 
@@ -239,9 +239,9 @@ def _unfit(model: Model, config: OpenRouterConfig, path: str, *, fallback: bool)
 
 
 def _unreadable_inputs(draft: ResourceDraft, model: Model) -> Iterable[FieldProblem]:
-    """Every model that may answer has to take what callers may send."""
+    """Every model that may answer has to take what callers may send. PDFs are read for those that cannot."""
     for position, declaration in enumerate(draft.inputs):
-        if declaration.type in ATTACHMENTS and declaration.type not in model.input_modalities:
+        if declaration.type in ("image", "audio") and declaration.type not in model.input_modalities:
             yield FieldProblem(
                 path=f"inputs.{position}.type",
                 message=f"{model.id} takes {', '.join(model.input_modalities)}, not {declaration.type}.",

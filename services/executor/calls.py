@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from contracts.errors import ErrorCode
-from contracts.execution import MediaPart, OutputPart
+from contracts.execution import OutputPart
 from services.executor.endings import AttemptRecord, EndStatus
 from services.executor.faults import Fault, UpstreamFailed, withheld
 from services.executor.frames import Frames
@@ -69,9 +69,6 @@ class Run:
 class Calls:
     """Makes the upstream calls of runs."""
 
-    media: MediaStore
-    """Given once the bus is connected: the store of files is part of it."""
-
     def __init__(
         self,
         store: Store,
@@ -79,12 +76,14 @@ class Calls:
         upstream: Upstream,
         generations: GenerationNotes,
         metrics: ExecutorMetrics,
+        media: MediaStore,
     ) -> None:
         self._store = store
         self._leases = leases
         self._upstream = upstream
         self._generations = generations
         self._metrics = metrics
+        self._media = media
 
     async def make(self, run: Run) -> Answer:
         """Call the upstream until it answers, fails for good, or has delivered something."""
@@ -127,7 +126,9 @@ class Calls:
         splitter = Splitter()
         normaliser = run.normaliser = Normaliser(audio_format if isinstance(audio_format, str) else None)
         deadlines = Deadlines(run.prepared.resource.timeouts, loop.time(), end_at_s)
-        async with self._upstream.open(lease.mode, lease.api_key, request.body, deadlines, traceparent.get()) as call:
+        async with self._upstream.open(
+            lease.mode, lease.api_key, request.body, deadlines, traceparent.get(), request.attachments
+        ) as call:
             attempt.http_status = call.status
             self._note_generation(run, attempt, call.generation_id)
             while not normaliser.done and (chunk := await call.next()) is not None:
@@ -180,11 +181,7 @@ class Calls:
     async def _part(self, run: Run, delta: Output) -> OutputPart:
         if not isinstance(delta, RawMedia):
             return delta
-        part = run.stored[delta] = await self.media.store(delta)
-        if isinstance(part, MediaPart):
-            name = part.url.rpartition("/")[2]
-            await self._store.store_media(name, part.mime_type, part.bytes, part.width, part.height)
-            self._metrics.media_bytes.inc(part.bytes)
+        part = run.stored[delta] = await self._media.store(delta)
         return part
 
     def close(

@@ -25,6 +25,7 @@ from contracts.subjects import (
     FRAMES_STREAM,
     JOBS_STREAM,
     KEYS_CHANGED,
+    MEDIA_CLAIM,
     MODEL_CHANGED,
     RECEIPTS_STREAM,
     RESOURCE_CHANGED,
@@ -34,16 +35,19 @@ from contracts.subjects import (
     WORKFLOWS_RESUME,
     WORKFLOWS_RUN,
 )
+from services.executor.attachments import Attachments
 from services.executor.calls import Calls
 from services.executor.costs import PendingCosts
 from services.executor.dead_letter_store import DeadLetterStore
 from services.executor.dead_letters import DeadLetters
 from services.executor.generations import GenerationNotes
 from services.executor.handlers import Handlers
+from services.executor.janitor import Janitor
 from services.executor.jobs import Jobs
 from services.executor.keeper import LEASE_S, Keeper
 from services.executor.leases import KeyLeases
 from services.executor.media import MediaStore
+from services.executor.media_store import MediaIndex
 from services.executor.metrics import ExecutorMetrics
 from services.executor.outbox import Outbox
 from services.executor.preparation import Preparation
@@ -53,11 +57,13 @@ from services.executor.results import Results
 from services.executor.runs import Runner
 from services.executor.slots import Slots
 from services.executor.store import Store
+from services.executor.uploads import Uploads
 from services.executor.upstream import Upstream
 from services.executor.workflow_handlers import WorkflowHandlers
 from services.executor.workflow_runs import Workflows
 from services.executor.workflow_store import WorkflowStore
 from services.runtime.bus import Bus
+from services.runtime.files import Files
 from services.runtime.hardening import deny_dumps
 from services.runtime.identity import ExecutorIdentity
 from services.runtime.postgres import connect, create_pool, ping
@@ -81,6 +87,7 @@ class Settings(ServiceSettings):
     slot_wait_s: float = Field(default=2.0, ge=0, le=60)
     max_running: int = Field(default=500, ge=1, description="Runs at once in this process.")
     keep_results_hours: float = Field(default=24.0, ge=0)
+    keep_inputs_hours: float = Field(default=24.0, ge=1, description="How long uploads stay that no run needs.")
     postgres_pool: int = Field(default=10, ge=2, le=100)
 
 
@@ -94,15 +101,15 @@ def build(settings: Settings) -> Service:
     leases = KeyLeases(bus, ExecutorIdentity.parse(settings.executor_identity.get_secret_value()))
     resolutions = Resolutions(bus)
     pseudonym_secret = hmac.digest(_name_secret(settings), b"pseudonyms of callers", "sha256")
-    preparation = Preparation(bus, resolutions, leases, pseudonym_secret=pseudonym_secret)
+    attachments, media = _media(service, pool, settings, metrics)
+    preparation = Preparation(bus, resolutions, leases, attachments, pseudonym_secret=pseudonym_secret)
     upstream = Upstream(settings.openrouter_url, settings.sandbox_url)
     generations = GenerationNotes(store)
-    calls = Calls(store, leases, upstream, generations, metrics)
     results = _results(settings)
     runner = Runner(
         bus=bus,
         store=store,
-        calls=calls,
+        calls=Calls(store, leases, upstream, generations, metrics, media),
         results=results,
         slots=Slots(wait_s=settings.slot_wait_s),
         metrics=metrics,
@@ -129,7 +136,7 @@ def build(settings: Settings) -> Service:
     outbox = Outbox(bus, store, metrics, outgoing)
     _serve(bus, handlers)
     _look_after_dead_letters(service, Requeue(DeadLetterStore(pool), store, results, jobs, metrics))
-    _keep_in_touch(service, settings, runner, calls, leases, resolutions)
+    _keep_in_touch(service, runner, leases, resolutions)
     for name, endless in {
         "renew": keeper.renew,
         "reap": keeper.reap,
@@ -166,9 +173,22 @@ def _look_after_dead_letters(service: Service, requeue: Requeue) -> None:
     service.background("dead_letters", requeue.watch)
 
 
-def _keep_in_touch(
-    service: Service, settings: Settings, runner: Runner, calls: Calls, leases: KeyLeases, resolutions: Resolutions
-) -> None:
+def _media(
+    service: Service, pool: asyncpg.Pool, settings: Settings, metrics: ExecutorMetrics
+) -> tuple[Attachments, MediaStore]:
+    """Files: those that callers send, those that models make, and the janitor of both."""
+    bus, name_secret = service.bus, _name_secret(settings)
+    files, index = Files(bus), MediaIndex(pool)
+    service.after_bus(files.declare)
+    bus.on_reconnect(files.declare)
+    uploads = Uploads(index, metrics, name_secret, timedelta(hours=settings.keep_inputs_hours))
+    bus.serve(MEDIA_CLAIM, uploads.claim)
+    service.background("media", Janitor(files, index, metrics).work)
+    media = MediaStore(files, index, metrics, settings.public_url, name_secret)
+    return Attachments(files, index, settings.public_url), media
+
+
+def _keep_in_touch(service: Service, runner: Runner, leases: KeyLeases, resolutions: Resolutions) -> None:
     """What has to be said again after every reconnect, and what is dropped because an event may have been missed."""
     bus = service.bus
     bus.listen(KEYS_CHANGED, leases.changed)
@@ -178,8 +198,6 @@ def _keep_in_touch(
     async def declare() -> None:
         for stream in (FRAMES_STREAM, JOBS_STREAM, RECEIPTS_STREAM):
             await bus.declare(stream)
-        calls.media = MediaStore(bus.js, settings.public_url, _name_secret(settings))
-        await calls.media.declare()
 
     async def reconnected() -> None:
         await leases.forget()

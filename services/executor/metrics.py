@@ -57,3 +57,10 @@ class ExecutorMetrics:
         # status: succeeded, failed, canceled
         self.workflows = Counter("x402jobs_workflows", "Workflows that ended.", ["status"], registry=registry)
         self.media_bytes = Counter("x402jobs_media_bytes", "Bytes of media stored.", registry=registry)
+        self.media_deleted_bytes = Counter(
+            "x402jobs_media_deleted_bytes", "Bytes of media deleted, past their time.", registry=registry
+        )
+        # kind: output, input
+        self.media_stored_bytes = Gauge(
+            "x402jobs_media_stored_bytes", "Bytes of media that are kept.", ["kind"], registry=registry
+        )

@@ -18,6 +18,7 @@ from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import Execute
 from contracts.subjects import DRAFTS_CHECK
 from services.executor.access import check_run, error_for_caller
+from services.executor.attachments import Attachments
 from services.executor.leases import KeyLeases, Lease
 from services.executor.request import ModelRequest, build_request, pseudonym
 from services.executor.resolutions import Resolutions
@@ -49,6 +50,7 @@ class Prepared:
             pricing=self.resource.pricing.model_dump(mode="json"),
             idempotency_key=self.execute.idempotency_key,
             request_hash=request_hash(self.execute),
+            media=tuple({file.name for file in self.request.attachments if file.name is not None}),
         )
 
 
@@ -63,10 +65,19 @@ def request_hash(execute: Execute) -> bytes:
 class Preparation:
     """Asks the catalog and the keys service what a run needs."""
 
-    def __init__(self, bus: Bus, resolutions: Resolutions, leases: KeyLeases, *, pseudonym_secret: bytes) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        resolutions: Resolutions,
+        leases: KeyLeases,
+        attachments: Attachments,
+        *,
+        pseudonym_secret: bytes,
+    ) -> None:
         self._bus = bus
         self._resolutions = resolutions
         self._leases = leases
+        self._attachments = attachments
         self._pseudonym_secret = pseudonym_secret
 
     async def prepare(self, execute: Execute) -> Prepared:
@@ -88,7 +99,9 @@ class Preparation:
 
     async def resume(self, execute: Execute, resource: ResolvedResource, received_at: datetime) -> Prepared:
         """As `prepare`, for a run whose resource was resolved and allowed when it was accepted."""
-        request = build_request(resource, execute.input, user=pseudonym(self._pseudonym_secret, execute.caller))
+        given = await self._attachments.of(execute.caller, resource.inputs, execute.input)
+        user = pseudonym(self._pseudonym_secret, execute.caller)
+        request = build_request(resource, execute.input, user=user, given=given)
         lease = await self._leases.get(resource.owner)
         return Prepared(
             id=execute.execution_id or new_execution_id(),

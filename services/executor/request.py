@@ -12,40 +12,53 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from types import MappingProxyType
 
 from pydantic import JsonValue
 
+from contracts.attachments import SENDABLE, pdf_engine
 from contracts.catalog import MAX_INPUT_BYTES, InputField, Model, OpenRouterConfig, ResolvedResource
 from contracts.errors import ErrorCode, FieldProblem, ServiceError
 from contracts.execution import Caller
 from contracts.money import exact_decimal
 from contracts.templates import render
+from services.executor.attachments import Attachment, content_part
 
 _PER_MILLION = Decimal(1_000_000)
 _STREAMED_AUDIO = {"voice": "alloy", "format": "pcm16"}
-_ATTACHED = frozenset({"image", "file", "audio"})
+_PDF = "application/pdf"
 _OURS_ALONE = frozenset({"model", "models", "messages", "stream", "stream_options", "user", "n", "usage"})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """The body of a chat completion request, as JSON values."""
+    """The body of a chat completion request, as JSON values. Files stand in it as the markers of `attachments`."""
 
     model: str
     body: dict[str, JsonValue]
+    attachments: tuple[Attachment, ...] = ()
 
 
-def build_request(resource: ResolvedResource, values: Mapping[str, JsonValue], *, user: str) -> ModelRequest:
-    """The request of one run. `user` is a pseudonym of the caller.
+def build_request(
+    resource: ResolvedResource,
+    values: Mapping[str, JsonValue],
+    *,
+    user: str,
+    given: Mapping[str, Attachment | str] = MappingProxyType({}),
+) -> ModelRequest:
+    """The request of one run. `user` is a pseudonym of the caller; `given` is what its file inputs were given.
 
     Raises ServiceError `invalid` with one field problem per wrong input.
     """
     config = resource.config
-    rendered = render_inputs(resource.inputs, values)
+    rendered = render_inputs(resource.inputs, values, given)
+    files = {name: file for name, file in given.items() if isinstance(file, Attachment)}
     messages: list[JsonValue] = []
     if config.system_prompt:
         messages.append({"role": "system", "content": render(config.system_prompt, rendered)})
-    messages.append({"role": "user", "content": render(config.prompt_template, rendered)})
+    prompt = render(config.prompt_template, rendered)
+    parts: list[JsonValue] = [content_part(name, file) for name, file in files.items()]
+    messages.append({"role": "user", "content": [{"type": "text", "text": prompt}, *parts] if parts else prompt})
     body: dict[str, JsonValue] = {key: value for key, value in config.parameters.items() if key not in _OURS_ALONE}
     body |= {"model": config.model_id, "messages": messages, "stream": True, "user": user}
     if fallbacks := _living_fallbacks(resource):
@@ -59,8 +72,21 @@ def build_request(resource: ResolvedResource, values: Mapping[str, JsonValue], *
         body["modalities"] = [*config.modalities]
     if "audio" in config.modalities:
         body.setdefault("audio", {**_STREAMED_AUDIO})
+    if any(file.mime_type == _PDF for file in files.values()):
+        _choose_pdf_engine(body, pdf_engine(config, resource.model))
     _guard_price(body, config, resource.model)
-    return ModelRequest(config.model_id, body)
+    return ModelRequest(config.model_id, body, tuple(files.values()))
+
+
+def _choose_pdf_engine(body: dict[str, JsonValue], engine: str) -> None:
+    """Says it always: upstream's own choice may be the one that is billed by the page."""
+    plugins = body.get("plugins")
+    others = [
+        each
+        for each in (plugins if isinstance(plugins, list) else [])
+        if not (isinstance(each, dict) and each.get("id") == "file-parser")
+    ]
+    body["plugins"] = [*others, {"id": "file-parser", "pdf": {"engine": engine}}]
 
 
 def _living_fallbacks(resource: ResolvedResource) -> list[str]:
@@ -86,8 +112,15 @@ def pseudonym(secret: bytes, caller: Caller) -> str:
 # Inputs ---------------------------------------------------------------------------------------------------------------
 
 
-def render_inputs(fields: list[InputField], values: Mapping[str, JsonValue]) -> dict[str, str]:
-    """The text of every declared input; an optional one that is missing is empty. Raises ServiceError `invalid`."""
+def render_inputs(
+    fields: list[InputField],
+    values: Mapping[str, JsonValue],
+    given: Mapping[str, Attachment | str] = MappingProxyType({}),
+) -> dict[str, str]:
+    """The text of every declared input; a file, and an optional one that is missing, is empty.
+
+    Raises ServiceError `invalid`.
+    """
     if len(json.dumps(dict(values), ensure_ascii=False).encode(errors="replace")) > MAX_INPUT_BYTES:
         problem = FieldProblem(path="input", message="The input is larger than 1 MiB. Send less.")
         raise ServiceError(ErrorCode.INVALID, problem.message, fields=[problem])
@@ -100,8 +133,10 @@ def render_inputs(fields: list[InputField], values: Mapping[str, JsonValue]) -> 
             value = field.default
         if value is None and field.required:
             problems.append(_problem(field, "This input is required."))
-        elif value is not None and field.type in _ATTACHED:
-            problems.append(_problem(field, "Images, files and audio cannot be sent yet. Leave this input out."))
+        elif value is not None and field.type in SENDABLE:
+            if isinstance(refusal := given[field.name], str):
+                problems.append(_problem(field, refusal))
+            value = None
         elif value is not None:
             problems += [_problem(field, message) for message in _faults_of(field, value)]
         rendered[field.name] = "" if value is None else plain_text(value)

@@ -96,6 +96,7 @@ class NewExecution:
     pricing: dict[str, Any]
     idempotency_key: str | None
     request_hash: bytes
+    media: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,11 @@ class Store:
                 new.model_id, new.pricing, new.idempotency_key, new.request_hash, mode, job, job_key_id,
             )  # fmt: skip
             if record is not None:
+                if new.media:
+                    await connection.execute(
+                        "INSERT INTO executor.media_references (name, execution_id) SELECT unnest($1::text[]), $2",
+                        new.media, new.id,
+                    )  # fmt: skip
                 return Admission("admitted", record["id"], record["created_at"])
             known = await connection.fetchrow(
                 """SELECT id, request_hash, caller_kind, caller_id, created_at FROM executor.executions
@@ -316,13 +322,6 @@ class Store:
                 execution_id, lease_token,
             )  # fmt: skip
         return record is not None
-
-    async def store_media(self, name: str, mime_type: str, size: int, width: int | None, height: int | None) -> None:
-        await self._pool.execute(
-            """INSERT INTO executor.x402_cached_images (name, mime_type, bytes, width, height)
-               VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING""",
-            name, mime_type, size, width, height,
-        )  # fmt: skip
 
     # Ending -----------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,9 +22,11 @@ import orjson
 from openai import APIConnectionError, AsyncOpenAI
 
 from contracts.catalog import Timeouts
+from contracts.errors import ServiceError
 from contracts.execution import Usage
 from contracts.keys import Mode
 from services.executor import faults, refusals
+from services.executor.attachments import Attachment, Payload, unreadable
 from services.executor.faults import Fault, Phase, UpstreamFailed
 from services.executor.parts import cost_of_usage, count_of, decode_exactly, short_name, string_of
 from services.runtime.cookies import no_cookies
@@ -155,19 +157,27 @@ class Upstream:
 
     @asynccontextmanager
     async def open(
-        self, mode: Mode, key: str, body: Mapping[str, Any], deadlines: Deadlines, traceparent: str | None = None
+        self,
+        mode: Mode,
+        key: str,
+        body: Mapping[str, Any],
+        deadlines: Deadlines,
+        traceparent: str | None = None,
+        attachments: Sequence[Attachment] = (),
     ) -> AsyncIterator[UpstreamCall]:
-        """Sends a chat completion request; the call is closed with the block.
+        """Sends a chat completion request; the call is closed with the block. `attachments` are those that it mentions.
 
         Raises UpstreamFailed: refused by status, unreachable, broken, or nothing within the deadlines.
         """
         content = _encode(body)
-        headers = {**_headers(key, traceparent), "Content-Length": str(len(content))}
+        payload = Payload(content, attachments)
+        large = len(content) > _PIECE_BYTES
+        headers = {**_headers(key, traceparent), "Content-Length": str(len(payload))}
         try:
             async with asyncio.timeout_at(deadlines.until_s):
                 response = await self._completions().post(
                     self._url(mode, "/chat/completions"),
-                    data=content if len(content) <= _PIECE_BYTES else _pieces(content),
+                    data=aiter(payload) if attachments else _pieces(content) if large else content,
                     headers=headers,
                     allow_redirects=False,
                 )
@@ -180,8 +190,8 @@ class Upstream:
             raise UpstreamFailed(faults.timed_out("connect")) from None
         except aiohttp.ClientConnectorError:
             raise UpstreamFailed(faults.unreachable()) from None
-        except aiohttp.ClientError:
-            raise UpstreamFailed(faults.dropped()) from None
+        except (aiohttp.ClientError, ServiceError):
+            raise UpstreamFailed(unreadable() if payload.failed else faults.dropped()) from None
         except TimeoutError:
             raise UpstreamFailed(deadlines.fault()) from None
         except OSError:

@@ -48,6 +48,7 @@ def create_app(gateway: Gateway, public_url: str) -> FastAPI:
         integrations.router,
         models.router,
         dead_letters.router,
+        media.uploads,
         media.router,
         operation.router,
     )

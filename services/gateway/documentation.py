@@ -42,7 +42,7 @@ TAGS = [
     {"name": "budgets", "description": "How much of your own money runs may cost in a day."},
     {"name": "execution", "description": "Running resources, and following runs."},
     {"name": "workflows", "description": "Steps that feed each other, each of them an ordinary run."},
-    {"name": "media", "description": "Generated images, audio and files. No token needed."},
+    {"name": "media", "description": "Generated images, audio and files, without a token; and files that you send."},
     {"name": "administration", "description": "For administrators."},
     {"name": "operation", "description": "Health, metrics and machine-readable documents. No token needed."},
 ]

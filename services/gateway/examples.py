@@ -26,6 +26,16 @@ KEY_STATUS: dict[str, Any] = {
     "expires_at": None,
 }
 
+UPLOAD: dict[str, Any] = {
+    "url": "http://127.0.0.1:8402/media/in-7c1f0d6e2b9a4853c6e1f7a20d94b85e3f6c07a1d2b48e95a3c6f10b7d28e4f9.png",
+    "mime_type": "image/png",
+    "bytes": 48213,
+    "width": 1024,
+    "height": 768,
+    "pages": None,
+    "expires_at": "2026-11-24T09:30:00Z",
+}
+
 DISCONNECTED: dict[str, Any] = {"connected": False}
 
 CONNECT: dict[str, Any] = {"api_key": "sk-or-test-demo"}

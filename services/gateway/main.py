@@ -10,9 +10,10 @@ from services.gateway.auth import Verifier
 from services.gateway.recipients import Recipients
 from services.gateway.routing import Gateway
 from services.gateway.runs import Runs
-from services.gateway.stored_media import MediaStore
+from services.gateway.uploads import Uploads
 from services.gateway.watch import Outages
 from services.runtime.edge import Edge
+from services.runtime.files import Files
 from services.runtime.hardening import deny_dumps
 from services.runtime.service import Service, run
 from services.runtime.settings import ServiceSettings
@@ -55,12 +56,14 @@ def build(settings: Settings) -> Service:
     )
     outages = Outages(service.bus)
     service.on_stopping(outages.leave)
+    files = Files(service.bus)
     gateway = Gateway(
         bus=service.bus,
         verifier=verifier,
         runs=Runs(service.bus, outages),
         recipients=Recipients(service.bus),
-        media=MediaStore(service.bus),
+        files=files,
+        uploads=Uploads(service.bus, files, settings.public_url),
         health=service.health,
     )
     service.serve_http(Edge(create_app(gateway, settings.public_url), registry), settings.host, settings.port)

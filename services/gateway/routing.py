@@ -29,9 +29,10 @@ from services.gateway.auth import Identity, Verifier
 from services.gateway.problems import not_json, problem_response, too_large
 from services.gateway.recipients import Recipients
 from services.gateway.runs import ClientGoneError, Runs
-from services.gateway.stored_media import MediaStore
+from services.gateway.uploads import Uploads
 from services.runtime.bus import Bus, encode, message_of
 from services.runtime.edge import CLIENT_GONE, note, pseudonym
+from services.runtime.files import Files
 from services.runtime.health import Health
 
 log = structlog.get_logger()
@@ -52,7 +53,8 @@ class Gateway:
     verifier: Verifier
     runs: Runs
     recipients: Recipients
-    media: MediaStore
+    files: Files
+    uploads: Uploads
     health: Health
 
 
@@ -180,6 +182,10 @@ class PublicRoute(APIRoute):
         """What FastAPI makes of the signature: parameters in, endpoint, response out."""
         return super().get_route_handler()
 
+    async def read(self, request: Request) -> Request:
+        """The request with its body, which is JSON."""
+        return JsonRequest(request, await read_body(request))
+
     def get_route_handler(self) -> Handler:
         handle = self.inner_handler()
         takes_body = self.body_field is not None
@@ -187,7 +193,7 @@ class PublicRoute(APIRoute):
         async def answer(request: Request) -> Response:
             try:
                 await self.admit(request)
-                return await handle(JsonRequest(request, await read_body(request)) if takes_body else request)
+                return await handle(await self.read(request) if takes_body else request)
             except ServiceError as error:
                 note(request, code=error.code.value, **_run_of(error.body))
                 return problem_response(error)

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from pydantic_core import PydanticUndefined
 
+from contracts.attachments import MAX_ATTACHED_BYTES, MAX_ATTACHMENT_BYTES, MAX_IMAGE_PIXELS, MAX_PDF_PAGES
 from contracts.catalog import MAX_INPUT_BYTES, MAX_TEMPLATE_CHARS, Timeouts
 from contracts.errors import ErrorCode
 from contracts.execution import MAX_RESULT_BYTES
@@ -24,12 +25,13 @@ from contracts.workflows import MAX_STEPS
 from deploy.local import settings as local_settings
 from deploy.local.stack import Stack
 from deploy.sandbox.modes import MODES
-from services.catalog.inputs import MAX_ATTACHMENT_BYTES
 from services.executor.media import MAX_MEDIA_BYTES
 from services.executor.retries import MAX_ATTEMPTS
+from services.executor.uploads import MAX_BYTES_PER_CALLER
 from services.executor.workflows import MAX_STARTS
 from services.gateway.problems import STATUSES
 from services.gateway.routing import MAX_BODY_BYTES
+from services.gateway.uploads import MAX_RUN_BODY_BYTES
 from services.keys.guards.limits import MOST, WINDOW
 from services.keys.guards.oauth import LIFETIME
 from services.keys.handlers import LEASE_S
@@ -139,6 +141,7 @@ async def test_every_command_runs_as_it_stands(stack: Stack, tmp_path: Path) -> 
     hint, accesses = output_of("/oauth/complete").splitlines()
     assert hint.startswith("sk-or-")
     assert '"action": "connect"' in accesses
+    assert output_of("PHOTO=").count("What is in this picture?") == 1
     assert (tmp_path / "painted.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -282,6 +285,11 @@ def test_the_figures_of_the_limits_are_those_of_the_code() -> None:
     counted = "keys that OpenRouter does not accept, connects, tests, authorizations begun"
     assert limits[f"per owner in {window_min} minutes: {counted}"].startswith(f"{most};")
     assert limits["an image, file or audio input, as declared"] == f"{MAX_ATTACHMENT_BYTES // mebibyte} MiB"
+    assert limits["all files of a run; one in the body as a data URL; uploads kept per caller"] == (
+        f"{MAX_ATTACHED_BYTES // mebibyte} MiB; a body of {MAX_RUN_BODY_BYTES // mebibyte} MiB; "
+        f"{MAX_BYTES_PER_CALLER // mebibyte} MiB"
+    )
+    assert limits["a picture; a PDF"] == f"{MAX_IMAGE_PIXELS // 10**6} million pixels; {MAX_PDF_PAGES} pages"
     assert kept["an OAuth authorization that was begun"] == f"{int(LIFETIME.total_seconds()) // 60} minutes"
     assert kept["notices to creators, on the bus"] == f"{NOTICES_STREAM.max_age_s // day_s} days"
     assert kept["submitted jobs that nobody has taken yet"] == f"{JOBS_STREAM.max_age_s // day_s} days"

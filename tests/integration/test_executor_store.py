@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.base import new_execution_id
+from services.executor.media_store import IndexedFile, MediaIndex
 from services.executor.store import Admission, Ending, NewExecution, OutgoingMessage, Store
 from services.runtime.postgres import create_pool
 from tests.stack import Database, clone_of
@@ -376,8 +377,7 @@ async def test_nothing_of_an_end_is_written_when_a_part_of_it_fails(
 
 async def test_end_keeps_a_reference_to_each_file_once(store: Store, sql: asyncpg.Connection) -> None:
     execution_id, token = await running(store)
-    for _ in range(2):
-        await store.store_media("a.png", "image/png", 3, 1, 1)
+    await MediaIndex(store._pool).claim(IndexedFile("a.png", "image/png", 3, 1, 1))
     assert await store.finish(execution_id, token, ending(media=["a.png", "a.png"]))
     references = await sql.fetch("SELECT name, execution_id FROM executor.media_references")
     assert [tuple(record) for record in references] == [("a.png", execution_id)]

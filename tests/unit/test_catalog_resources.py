@@ -256,9 +256,11 @@ def test_pictures_files_and_sound_go_beside_the_prompt() -> None:
     assert schema["properties"]["photo"] == {  # type: ignore[index, call-overload]
         "type": "string",
         "format": "uri-reference",
+        "contentMediaType": "image/png",
         "x-kind": "image",
         "x-accept": ["image/png"],
         "x-max-bytes": 5_000_000,
+        "x-upload": "POST /media",
     }
 
 

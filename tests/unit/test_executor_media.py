@@ -1,38 +1,27 @@
-"""Generated files: recognised by content, named by it, stored once, and readable by the gateway's user in parts."""
+"""Generated files: recognised by content, and named by it."""
 
-import asyncio
 import base64
 import itertools
 import struct
 import zlib
-from collections.abc import AsyncIterator
 
-import nats
 import pytest
-import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nats.aio.client import Client
-from nats.js.object_store import ObjectStore
 
-from contracts.execution import MediaPart, OtherPart
 from contracts.media import (
     EXTENSIONS,
     PART_BYTES,
     StoredMedia,
     is_media_name,
     media_headers,
+    name_in,
     part_count,
-    part_name,
     read_media_headers,
 )
-from contracts.permissions import inbox_prefix
-from contracts.subjects import MEDIA_BUCKET
-from deploy.local.credentials import Credentials
-from deploy.local.nats import Nats
-from services.executor.faults import UpstreamFailed
-from services.executor.media import MediaStore, decode_base64, dimensions, read_media, recognise, wrap_pcm
+from services.executor.media import decode_base64, read_media, wrap_pcm
 from services.executor.parts import MediaKind, RawMedia
+from services.runtime.media_types import dimensions, recognise
 
 SECRET = b"secret-of-the-names"
 
@@ -69,40 +58,6 @@ PDF = b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n"
 
 def raw(content: bytes, kind: MediaKind = "image", declared: str | None = "image/png") -> RawMedia:
     return RawMedia(kind, (base64.b64encode(content).decode(),), declared)
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def executor_bus(nats_server: Nats, credentials: Credentials) -> AsyncIterator[Client]:
-    client = await connect(nats_server, credentials, "executor")
-    yield client
-    await client.close()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def store(executor_bus: Client) -> MediaStore:
-    media = MediaStore(executor_bus.jetstream(), "http://x402.example:8402/", SECRET)
-    await media.declare()
-    return media
-
-
-async def connect(server: Nats, credentials: Credentials, user: str) -> Client:
-    return await nats.connect(
-        server.url, user=user, password=credentials.nats_password(user), inbox_prefix=inbox_prefix(user).encode()
-    )
-
-
-async def stored_object(bus: Client, name: str) -> bytes:
-    """One object, read as the gateway reads it: chunk by chunk, because neither user may make consumers elsewhere."""
-    js, stream = bus.jetstream(), f"OBJ_{MEDIA_BUCKET}"
-    info = await ObjectStore(MEDIA_BUCKET, stream, js).get_info(name)
-    content, sequence = b"", 1
-    while len(content) < (info.size or 0):
-        subject = f"$O.{MEDIA_BUCKET}.C.{info.nuid}"
-        message = await js.get_msg(stream, seq=sequence, subject=subject, next=True, direct=True)
-        assert message.seq is not None
-        content += message.data or b""
-        sequence = message.seq + 1
-    return content
 
 
 # Recognising ----------------------------------------------------------------------------------------------------------
@@ -216,87 +171,20 @@ def test_only_names_of_ours_are_names(name: str) -> None:
     assert not is_media_name(name)
 
 
+@pytest.mark.parametrize("name", ["0" * 64 + ".png", "in-" + "a" * 64 + ".pdf"])
+def test_an_address_of_ours_is_a_name_with_or_without_its_host(name: str) -> None:
+    ours = "https://x402.example"
+    assert name_in(f"{ours}/media/{name}", ours) == name_in(f"/media/{name}", ours) == name
+    for other in (name, f"https://evil.example/media/{name}", f"{ours}.evil/media/{name}", f"{ours}/media/{name}?x=1"):
+        assert name_in(other, ours) is None
+
+
 def test_parts_cover_a_file_exactly() -> None:
     assert [part_count(size) for size in (0, 1, PART_BYTES, PART_BYTES + 1, 5 * PART_BYTES)] == [1, 1, 1, 2, 5]
 
 
 def test_the_headers_of_part_0_come_back() -> None:
-    media = StoredMedia("image/png", 812_331, 1)
-    assert read_media_headers(media_headers(media)) == media
+    for media in (StoredMedia("image/png", 812_331, 1), StoredMedia("image/png", 3, 1, "user:å")):
+        assert read_media_headers(media_headers(media)) == media
     assert read_media_headers(None) is None
     assert read_media_headers({"X402jobs-Bytes": ["many"]}) is None
-
-
-# Storing --------------------------------------------------------------------------------------------------------------
-
-
-async def test_a_file_is_stored_in_parts_that_the_gateway_can_read(
-    store: MediaStore, nats_server: Nats, credentials: Credentials
-) -> None:
-    content = png(1024, 768, padding=2_500_000)
-    part = await store.store(RawMedia("image", (base64.b64encode(content).decode(),), "image/jpeg"))
-    assert isinstance(part, MediaPart)
-    name = part.url.removeprefix("http://x402.example:8402/media/")
-    assert is_media_name(name)
-    assert (part.type, part.mime_type, part.bytes) == ("image", "image/png", len(content))
-    assert (part.width, part.height) == (1024, 768)
-    gateway = await connect(nats_server, credentials, "gateway")
-    bucket = ObjectStore(MEDIA_BUCKET, f"OBJ_{MEDIA_BUCKET}", gateway.jetstream())
-    info = await bucket.get_info(part_name(name, 0))
-    assert read_media_headers(info.headers) == StoredMedia("image/png", len(content), 3)
-    parts = [await stored_object(gateway, part_name(name, number)) for number in range(3)]
-    await gateway.close()
-    assert [len(data) for data in parts[:2]] == [PART_BYTES, PART_BYTES]
-    assert b"".join(parts) == content
-
-
-async def test_the_same_file_is_stored_once(store: MediaStore, executor_bus: Client) -> None:
-    media = raw(png(7, 7, padding=10))
-    first = await store.store(media)
-    assert isinstance(first, MediaPart)
-    bucket = ObjectStore(MEDIA_BUCKET, f"OBJ_{MEDIA_BUCKET}", executor_bus.jetstream())
-    name = part_name(first.url.rpartition("/")[2], 0)
-    stored_at = (await bucket.get_info(name)).nuid
-    await store.declare()
-    assert await store.store(media) == first
-    assert (await bucket.get_info(name)).nuid == stored_at
-
-
-async def test_a_file_that_was_left_half_stored_is_stored_again(store: MediaStore, executor_bus: Client) -> None:
-    content = png(5, 5, padding=PART_BYTES)
-    file = read_media(raw(content), SECRET)
-    assert file is not None
-    bucket = ObjectStore(MEDIA_BUCKET, f"OBJ_{MEDIA_BUCKET}", executor_bus.jetstream())
-    await bucket.put(part_name(file.name, 1), b"left by somebody who died")
-    assert isinstance(await store.store(raw(content)), MediaPart)
-    assert await stored_object(executor_bus, part_name(file.name, 1)) == content[PART_BYTES:]
-
-
-async def test_the_same_file_from_ten_runs_at_once_ends_whole(store: MediaStore, executor_bus: Client) -> None:
-    content = png(9, 9, padding=PART_BYTES)
-    first, *others = await asyncio.gather(*(store.store(raw(content)) for _ in range(10)))
-    assert all(part == first for part in others)
-    assert isinstance(first, MediaPart)
-    name = first.url.rpartition("/")[2]
-    assert b"".join([await stored_object(executor_bus, part_name(name, number)) for number in range(2)]) == content
-
-
-async def test_a_picture_that_is_none_is_a_file_and_what_does_not_decode_is_an_other_part(store: MediaStore) -> None:
-    words = await store.store(raw(b"This is text and no picture."))
-    assert isinstance(words, MediaPart)
-    assert (words.type, words.mime_type, words.url[-4:]) == ("file", "application/octet-stream", ".bin")
-    broken = await store.store(RawMedia("image", ("!!!",), "image/png"))
-    assert broken == OtherPart(kind="invalid_image", data={"declared_mime_type": "image/png"})
-    assert (await store.store(RawMedia("audio", ("",)))).type == "other"
-
-
-async def test_sound_keeps_its_transcript(store: MediaStore) -> None:
-    part = await store.store(RawMedia("audio", (base64.b64encode(WAV).decode(),), None, "Hello."))
-    assert isinstance(part, MediaPart)
-    assert (part.type, part.mime_type, part.transcript) == ("audio", "audio/wav", "Hello.")
-
-
-async def test_a_file_beyond_the_cap_is_refused(executor_bus: Client) -> None:
-    small = MediaStore(executor_bus.jetstream(), "http://x", SECRET, max_bytes=1000)
-    with pytest.raises(UpstreamFailed):
-        await small.store(raw(png(padding=2000)))

@@ -2,11 +2,12 @@
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import JsonValue
 
 from contracts.catalog import (
     Availability,
@@ -20,7 +21,9 @@ from contracts.catalog import (
 )
 from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import Caller
+from services.executor.attachments import Attachment
 from services.executor.request import build_request, plain_text, pseudonym
+from services.runtime.files import Files
 
 TOPIC = InputField(name="topic", max_length=20)
 
@@ -239,20 +242,72 @@ def test_a_boolean_is_no_number_and_a_number_is_no_text() -> None:
     assert problems({"t": 1}, InputField(name="t")) == {"input.t": "Send text."}
 
 
+def attached(mime_type: str, size: int = 3) -> Attachment:
+    return Attachment(mime_type, size, "a-name", None, cast("Files", None))
+
+
 @pytest.mark.parametrize("kind", ["image", "file", "audio"])
-@pytest.mark.parametrize("value", ["data:image/png;base64,AAAA", {"url": "x"}, 7, True])
-def test_what_cannot_be_sent_yet_is_refused_and_may_be_left_out(kind: Any, value: Any) -> None:
+def test_a_refused_file_is_a_problem_of_its_input_and_one_may_be_left_out(kind: Any) -> None:
     optional = resource([TOPIC, InputField(name="attached", type=kind, required=False)])
-    assert build_request(optional, {"topic": "frogs"}, user="u").body["messages"]
+    assert build_request(optional, {"topic": "frogs"}, user="u").body["messages"] == [
+        {"role": "user", "content": "A haiku about frogs"}
+    ]
     with pytest.raises(ServiceError) as refused:
-        build_request(optional, {"topic": "frogs", "attached": value}, user="u")
-    (problem,) = refused.value.body.fields
-    assert (refused.value.code, problem.path) == (ErrorCode.INVALID, "input.attached")
-    assert "cannot be sent yet" in problem.message
+        build_request(optional, {"attached": "x"}, user="u", given={"attached": "Not that one."})
+    found = {field.path: field.message for field in refused.value.body.fields}
+    assert found == {"input.topic": "This input is required.", "input.attached": "Not that one."}
     required = resource([TOPIC, InputField(name="attached", type=kind)])
     with pytest.raises(ServiceError) as missing:
         build_request(required, {"topic": "frogs"}, user="u")
     assert missing.value.body.fields[0].path == "input.attached"
+
+
+def test_files_stand_behind_the_prompt_in_the_form_that_upstream_takes() -> None:
+    kinds = {"photo": "image/png", "paper": "application/pdf", "song": "audio/mpeg"}
+    fields = [InputField(name=name, type=kind) for name, kind in zip(kinds, ("image", "file", "audio"), strict=True)]
+    given = {name: attached(mime_type) for name, mime_type in kinds.items()}
+    request = build_request(
+        resource([TOPIC, *fields]), {"topic": "frogs", **dict.fromkeys(kinds, "x")}, user="u", given=given
+    )
+    photo, paper, song = (given[name].marker for name in kinds)
+    assert request.attachments == tuple(given.values())
+    assert request.body["messages"] == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "A haiku about frogs"},
+                {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{photo}"}},
+                {
+                    "type": "file",
+                    "file": {"filename": "paper.pdf", "file_data": f"data:application/pdf;base64,{paper}"},
+                },
+                {"type": "input_audio", "input_audio": {"data": song, "format": "mp3"}},
+            ],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "native", "fallbacks", "engine"),
+    [
+        (None, False, [], "cloudflare-ai"),
+        (None, True, [], "native"),
+        (None, True, ["c/d"], "cloudflare-ai"),
+        ("mistral-ocr", True, [], "mistral-ocr"),
+    ],
+)
+def test_the_engine_that_reads_pdfs_is_always_said(
+    chosen: str | None, native: bool, fallbacks: list[str], engine: str
+) -> None:
+    made = resource([InputField(name="paper", type="file")], prompt_template="Sum up.", fallback_models=fallbacks)
+    web: JsonValue = {"id": "web"}
+    if chosen is not None:
+        made.config.parameters["plugins"] = [web, {"id": "file-parser", "pdf": {"engine": chosen}}]
+    if native:
+        made = made.model_copy(update={"model": made.model.model_copy(update={"input_modalities": ["text", "file"]})})
+    request = build_request(made, {"paper": "x"}, user="u", given={"paper": attached("application/pdf")})
+    parser = {"id": "file-parser", "pdf": {"engine": engine}}
+    assert request.body["plugins"] == ([parser] if chosen is None else [web, parser])
 
 
 def test_an_input_beyond_a_mebibyte_is_refused_as_a_whole() -> None:
