@@ -96,7 +96,10 @@ async def test_slashes_may_be_escaped_and_the_same_data_url_is_the_same_request(
 
 
 async def test_pdf_and_sound_are_sent_in_their_own_forms_when_declared(stack: Stack) -> None:
-    inputs = [{"name": "paper", "type": "file"}, {"name": "song", "type": "audio", "required": False}]
+    inputs: list[dict[str, Any]] = [
+        {"name": "paper", "type": "file"},
+        {"name": "song", "type": "audio", "required": False},
+    ]
     async with connected(stack, "alice") as alice:
         models = (await alice.get("/api/models", input_modality="audio", limit=1))["items"]
         resource = await viewer(alice, inputs, model=models[0]["id"])
