@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export LOCAL_DIR ?= .local
 
 .DEFAULT_GOAL := help
-.PHONY: help run token test test-fast test-browser coverage-keys check format rotate-master-key master-key-in-use verify-access-log documents nats-permissions compatibility bench lock install-hooks clean
+.PHONY: help run token test test-fast test-browser coverage-keys check format rotate-master-key master-key-in-use verify-access-log reconcile purge documents nats-permissions compatibility bench lock install-hooks clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -63,6 +63,14 @@ master-key-in-use: $(INSTALLED) ## Say whether a master key is still needed: mak
 
 verify-access-log: $(INSTALLED) ## Walk every owner's access log and name broken links: make verify-access-log [HEADS=file]
 	@$(BIN)/python -m $(if $(POSTGRES_URL),services.keys.audit $(if $(HEADS),--heads $(HEADS)),deploy.local verify-access-log)
+
+# With POSTGRES_URL (the role x402_executor) in the environment these work on that deployment.
+reconcile: $(INSTALLED) ## Compare the receipts of the last day with what OpenRouter charged, now: make reconcile [DAYS=2]
+	@$(BIN)/python -m $(if $(POSTGRES_URL),services.executor.reconcile,deploy.local reconcile) $(if $(DAYS),--days $(DAYS))
+
+purge: $(INSTALLED) ## Say what is past its time, or all that USER sent and got; YES=1 deletes it: make purge [USER=alice] [YES=1]
+	@$(BIN)/python -m $(if $(POSTGRES_URL),services.executor.purge,deploy.local purge) \
+		$(if $(filter command line,$(origin USER)),--user '$(USER)') $(if $(YES),--yes)
 
 documents: $(INSTALLED) ## Write contracts/schemas and contracts/asyncapi.json from the registry
 	@$(BIN)/python -m contracts.document

@@ -21,6 +21,7 @@ from contracts.money import Price, Usd
 ExecutionStatus = Literal["queued", "running", "succeeded", "failed", "canceled", "interrupted"]
 TERMINAL_STATUSES: frozenset[ExecutionStatus] = frozenset({"succeeded", "failed", "canceled", "interrupted"})
 CostStatus = Literal["final", "pending", "unknown"]
+RevisionReason = Literal["ended", "cost_found", "cost_corrected"]
 
 MAX_RESULT_BYTES = 7_500_000
 """A result as JSON, in which the text stands twice; it has to fit into one message of 8 MB."""
@@ -264,6 +265,11 @@ class Receipt(Contract):
 
     execution_id: UUID
     revision: int
+    reason: RevisionReason = Field(
+        default="ended",
+        description="Why there is this revision: the run ended, a cost that was not known was looked up, or upstream's accounts "
+        "say something else than the answer did. A price that was told once stays.",
+    )
     owner: UserId
     caller: Caller
     payment: str | None = Field(default=None, description="Reference of a payment, once payments exist.")

@@ -1,6 +1,6 @@
 """`python -m deploy.local run` is what `make run` calls: the whole stack in one terminal until Ctrl-C. `token` prints a bearer
-token for another user of it; the other verbs work on its master keys and its access log. Where things are and how many of each
-comes from the environment, see README."""
+token for another user of it; the other verbs work on its master keys, its access log and its receipts. Where things are
+and how many of each comes from the environment, see README."""
 
 import argparse
 import asyncio
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deploy.local import custody, demo
+from deploy.local import custody, demo, operations
 from deploy.local.credentials import load_credentials
 from deploy.local.parent import until_make_is_told_to_stop
 from deploy.local.process import ProcessError
@@ -40,6 +40,11 @@ def main() -> int:
     )
     in_use.add_argument("id")
     commands.add_parser("verify-access-log", help="walk the access log of every owner")
+    reconcile = commands.add_parser("reconcile", help="compare receipts with upstream's accounts")
+    reconcile.add_argument("--days", default="1")
+    purge = commands.add_parser("purge", help="delete what is past its time, or what one person sent and got")
+    purge.add_argument("--user")
+    purge.add_argument("--yes", action="store_true")
     arguments = parser.parse_args()
     directory = Path(os.environ.get("LOCAL_DIR") or ".local")
     try:
@@ -52,6 +57,10 @@ def main() -> int:
                 return custody.master_key_in_use(directory, arguments.id)
             case "verify-access-log":
                 return custody.verify_access_log(directory)
+            case "reconcile":
+                return operations.reconcile(directory, arguments.days)
+            case "purge":
+                return operations.purge(directory, arguments.user, do=arguments.yes)
         return asyncio.run(_run(directory))
     except (RuntimeError, ValueError) as error:
         print(f"\n{error}", file=sys.stderr)

@@ -2,19 +2,13 @@
 does with this stack what an operator does with a deployment; the work itself is in the commands of `services/keys`."""
 
 import base64
-import json
 import re
 import secrets
-import subprocess
-import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from deploy.local.commands import environment_of, run_module
 from deploy.local.credentials import Credentials, load_credentials, write_private
-from deploy.local.ports import HOST
-from deploy.local.process import inherited_environment
 
-ROOT = Path(__file__).resolve().parents[2]
 DATABASE_ROLE = "x402_keys"
 
 
@@ -33,11 +27,11 @@ def rotate_master_key(directory: Path) -> int:
     if ring[0] != newest:
         # Last at first: only when every instance can open what lies under it may one of them put something there.
         write_private(credentials.master_keys_file, ",".join([*older, newest]))
-        code = _run("services.keys.rotate", "--awaited", _id(newest), environment=environment)
+        code = run_module("services.keys.rotate", "--awaited", _id(newest), environment=environment)
         if code != 0:
             return code
         write_private(credentials.master_keys_file, ",".join([newest, *older]))
-    code = _run("services.keys.rotate", environment=environment)
+    code = run_module("services.keys.rotate", environment=environment)
     if code == 0:
         write_private(credentials.master_keys_file, newest)
         print(f"the ring of this stack is {_id(newest)} alone now", flush=True)
@@ -47,35 +41,19 @@ def rotate_master_key(directory: Path) -> int:
 def master_key_in_use(directory: Path, key_id: str) -> int:
     """Prints whether a master key is still needed; exit code 1 if so. Raises `RuntimeError` when no stack runs here."""
     environment = _environment(directory, load_credentials(directory.resolve()))
-    return _run("services.keys.rotate", "--in-use", key_id, environment=environment)
+    return run_module("services.keys.rotate", "--in-use", key_id, environment=environment)
 
 
 def verify_access_log(directory: Path) -> int:
     """Walks every owner's chain, also against the ends of the former walk. Raises `RuntimeError` when no stack runs here."""
     environment = _environment(directory, load_credentials(directory.resolve()))
     heads = directory.resolve() / "access-log-heads.json"
-    return _run("services.keys.audit", "--heads", str(heads), environment=environment)
+    return run_module("services.keys.audit", "--heads", str(heads), environment=environment)
 
 
 def _environment(directory: Path, credentials: Credentials) -> dict[str, str]:
-    facts = directory / "stack.json"
-    if not facts.exists():
-        raise RuntimeError(
-            f"no stack runs in {directory}: start it with `make run` and repeat this in another terminal"
-        )
-    address = urlsplit(json.loads(facts.read_text())["postgres_url"])
-    password = credentials.postgres_password(DATABASE_ROLE)
-    return {
-        **inherited_environment(),
-        "PYTHONUNBUFFERED": "1",
-        "POSTGRES_URL": f"postgresql://{DATABASE_ROLE}:{password}@{HOST}:{address.port}{address.path}",
-        "MASTER_KEYS_FILE": str(credentials.master_keys_file),
-    }
-
-
-def _run(module: str, *arguments: str, environment: dict[str, str]) -> int:
-    sys.stdout.flush()
-    return subprocess.run([sys.executable, "-m", module, *arguments], env=environment, cwd=ROOT, check=False).returncode
+    ours = environment_of(directory, credentials, DATABASE_ROLE)
+    return {**ours, "MASTER_KEYS_FILE": str(credentials.master_keys_file)}
 
 
 def _read(file: Path) -> list[str]:

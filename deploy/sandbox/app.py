@@ -28,7 +28,6 @@ MAX_BODY_BYTES = 128 * 1024 * 1024
 CLOSE_TIMEOUT_S = 0.2
 DEFAULT_PAGE = 500
 MAX_PAGE = 1000
-GENERATION_DELAY_S = 0.3
 KEPT_LISTINGS = 64
 CACHE_CONTROL = "public, max-age=300, stale-while-revalidate=3600, stale-if-error=3600"
 WORKSPACE = "00000000-0000-0000-0000-000000000000"
@@ -215,7 +214,7 @@ class _Api:
             return _json({"data": _recorded_generation(generation_id, recording)})
         call = self.ledger.find(generation_id)
         known = call is not None and call.stated and call.cost is not None and call.ended_at is not None
-        if call is None or not known or time.time() < (call.ended_at or 0) + GENERATION_DELAY_S:
+        if call is None or not known or time.time() < (call.ended_at or 0) + call.told_after_s:
             return refusal_response(errors.refuse(404, f"Generation {generation_id} not found", user=False))
         return _json({"data": _generation(call)})
 

@@ -17,7 +17,7 @@ from deploy.sandbox import errors
 from deploy.sandbox.answers import FAST_CHUNKS, ordinary_answer
 from deploy.sandbox.catalog import Catalog, Model, is_free, output_modalities
 from deploy.sandbox.errors import Refusal
-from deploy.sandbox.ledger import Call, Ledger, hash_key, new_generation_id
+from deploy.sandbox.ledger import GENERATION_DELAY_S, Call, Ledger, hash_key, new_generation_id
 from deploy.sandbox.mode_answers import fast_answer, mode_answer
 from deploy.sandbox.modes import MODES
 from deploy.sandbox.pricing import prices_of
@@ -29,6 +29,8 @@ from deploy.sandbox.wire import PADDING, Composition, document, stream_frames
 PER_MILLION = Decimal(1_000_000)
 NO_ID = "gen-0000000000-00000000000000000000"
 FAST_PROMPT_TOKENS = 10
+CHARGED_TIMES = 2
+TOLD_LATE_S = 3.0
 EXPOSED = "X-Generation-Id,X-Provider-Name,cf-ray"
 
 
@@ -170,7 +172,7 @@ class Chat:
             prompt_tokens=chat.prompt_tokens,
             prices=prices_of(served, chat.prompt_tokens),
             is_byok=mode == "byok",
-            with_usage=mode != "no-usage",
+            with_usage=mode not in ("no-usage", "late"),
         )
         script = script_of(made, mode, chat.stream)
         if mode is None:
@@ -187,6 +189,8 @@ class Chat:
             stated=not is_free(served),
             files=chat.files,
             pdf_engine=chat.pdf_engine,
+            charged_times=CHARGED_TIMES if mode == "adjusted" else 1,
+            told_after_s=TOLD_LATE_S if mode == "late" else GENERATION_DELAY_S,
         )
         self.ledger.begin(call)
         return await self._play(request, script, made, call)
@@ -283,7 +287,7 @@ class Chat:
             call.finish_reason = made.answer.finish if script.billed else "error"
             call.native_finish_reason = made.answer.native_finish if script.billed else None
         cost = Decimal(0) if made.is_byok else made.cost if whole else charged
-        self.ledger.end(call, "cancelled" if cancelled else "completed", cost)
+        self.ledger.end(call, "cancelled" if cancelled else "completed", cost * call.charged_times)
 
 
 def _headers(generation_id: str, content_type: str) -> dict[str, str]:

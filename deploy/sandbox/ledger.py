@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 KEPT_CALLS = 20_000
+GENERATION_DELAY_S = 0.3
 
 
 def hash_key(key: str) -> str:
@@ -26,7 +27,10 @@ def new_generation_id(now: float) -> str:
 
 @dataclass(slots=True)
 class Call:
-    """One generation. `cost` is None where nobody knows it; `stated` is False where no lookup may tell it."""
+    """One generation. `cost` is None where nobody knows it; `stated` is False where no lookup may tell it.
+
+    The account is charged `charged_times` what the answer says, and `/generation` knows of it `told_after_s` its end.
+    """
 
     generation_id: str
     model: str
@@ -48,6 +52,8 @@ class Call:
     stated: bool = True
     files: tuple[dict[str, Any], ...] = ()
     pdf_engine: str | None = None
+    charged_times: int = 1
+    told_after_s: float = GENERATION_DELAY_S
 
     def public(self) -> dict[str, Any]:
         """The row as `/sandbox/calls` shows it; times are unix seconds."""

@@ -27,6 +27,8 @@ ANSWERS = {
     "svg-image": "Answers an SVG picture with a script in it.",
     "audio": "Answers a WAV with a transcript, in several pieces.",
     "byok": "Bills through the account's own provider key: cost 0, real upstream cost, `is_byok` true.",
+    "adjusted": "Charges the account twice what the answer says; /generation knows.",
+    "late": "As no-usage, and /generation does not know before 3 s have passed.",
     "no-usage": "Leaves the usage out; the cost is known to /generation alone.",
 }
 

@@ -11,7 +11,7 @@ import structlog
 
 from contracts.errors import ServiceError
 from contracts.execution import CostStatus
-from services.executor.endings import revision_of
+from services.executor.endings import cost_found
 from services.executor.faults import UpstreamFailed
 from services.executor.leases import KeyLeases
 from services.executor.metrics import ExecutorMetrics
@@ -62,7 +62,7 @@ class PendingCosts:
         if cost_usd is None and pending.lookups < _MOST_LOOKUPS:
             return
         status: CostStatus = "final" if cost_usd is not None else "unknown"
-        revision = await self._store.settle_attempt(pending.execution_id, pending.number, cost_usd, status, revision_of)
+        revision = await self._store.settle_attempt(pending.execution_id, pending.number, cost_usd, status, cost_found)
         if status == "unknown":
             self._metrics.cost_unknown.inc()
             log.error("cost_unknown", execution_id=str(pending.execution_id), attempt=pending.number)

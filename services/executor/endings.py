@@ -28,6 +28,7 @@ from contracts.execution import (
     OutputPart,
     PriceOnly,
     Receipt,
+    RevisionReason,
     ServedModel,
     Timing,
     Usage,
@@ -277,8 +278,19 @@ def ended_row(row: Execution, attempts: Sequence[AttemptRow], status: EndStatus,
     )
 
 
-def revision_of(row: Execution, attempts: Sequence[AttemptRow], latest: dict[str, Any]) -> Revision:
-    """The next revision of a receipt, with the costs of its attempts as they are known now."""
+def cost_found(row: Execution, attempts: Sequence[AttemptRow], latest: dict[str, Any]) -> Revision:
+    """The next revision of a receipt whose cost was not known: it is now, or it is known that nobody will tell."""
+    return _revision(row, attempts, latest, "cost_found")
+
+
+def cost_corrected(row: Execution, attempts: Sequence[AttemptRow], latest: dict[str, Any]) -> Revision:
+    """The next revision of a receipt that said something else than upstream's accounts do."""
+    return _revision(row, attempts, latest, "cost_corrected")
+
+
+def _revision(
+    row: Execution, attempts: Sequence[AttemptRow], latest: dict[str, Any], reason: RevisionReason
+) -> Revision:
     receipt = Receipt.model_validate(latest)
     by_number = {attempt.number: attempt for attempt in attempts}
     known = [
@@ -298,7 +310,13 @@ def revision_of(row: Execution, attempts: Sequence[AttemptRow], latest: dict[str
         model_usd=model_usd,
         cost_status=cost_status,
     )
-    revised = receipt.model_copy(update={"revision": receipt.revision + 1, "attempts": known, "cost": cost})
+    told_usd = receipt.cost.price_usd
+    if told_usd is not None and told_usd != cost.price_usd:
+        # A price that the caller was told stays; what the cost was taken for is the creator's affair.
+        markup_usd = None if model_usd is None else told_usd - model_usd
+        cost = cost.model_copy(update={"price_usd": told_usd, "markup_usd": markup_usd})
+    changes = {"revision": receipt.revision + 1, "reason": reason, "attempts": known, "cost": cost}
+    revised = receipt.model_copy(update=changes)
     error = ErrorBody.model_validate(row.error) if row.error is not None else None
     return Revision(
         number=revised.revision,

@@ -51,6 +51,8 @@ from services.executor.media_store import MediaIndex
 from services.executor.metrics import ExecutorMetrics
 from services.executor.outbox import Outbox
 from services.executor.preparation import Preparation
+from services.executor.reconciliation import Reconciler
+from services.executor.reconciliation_store import ReconciliationStore
 from services.executor.requeue import Requeue
 from services.executor.resolutions import Resolutions
 from services.executor.results import Results
@@ -136,18 +138,12 @@ def build(settings: Settings) -> Service:
     outbox = Outbox(bus, store, metrics, outgoing)
     _serve(bus, handlers)
     _look_after_dead_letters(service, Requeue(DeadLetterStore(pool), store, results, jobs, metrics))
+    reconciler = Reconciler(ReconciliationStore(pool), store, upstream, leases, metrics, outgoing)
     _keep_in_touch(service, runner, leases, resolutions)
-    for name, endless in {
-        "renew": keeper.renew,
-        "reap": keeper.reap,
-        "clean": keeper.clean,
-        "costs": PendingCosts(store, upstream, leases, metrics, outgoing).look_up,
-        "outbox": outbox.relay,
-        "generations": generations.write,
-        "jobs_in": jobs.take_in,
-        "jobs": jobs.work,
-    }.items():
-        service.background(name, endless)
+    costs = PendingCosts(store, upstream, leases, metrics, outgoing)
+    endless = (keeper.renew, keeper.reap, keeper.clean, costs.look_up, outbox.relay, generations.write)
+    for work in (*endless, jobs.take_in, jobs.work, reconciler.work):
+        service.background(work.__qualname__, work)
     service.on_drain(runner.wait_until_idle)
     service.on_stop(upstream.close)
     service.on_stop(outbox.flush)

@@ -37,6 +37,14 @@ class ExecutorMetrics:
         self.cost_unknown = Counter(
             "x402jobs_cost_unknown", "Upstream calls whose cost could not be found out.", registry=registry
         )
+        # outcome: same, differs, found (it was unknown), untold (upstream does not say)
+        self.cost_checks = Counter(
+            "x402jobs_cost_checks", "Upstream calls compared with upstream's accounts.", ["outcome"], registry=registry
+        )
+        # direction: more (was charged than receipts said), less
+        self.cost_drift_usd = Counter(
+            "x402jobs_cost_drift_usd", "By how much accounts and receipts differed.", ["direction"], registry=registry
+        )
         # code: ErrorCode
         self.upstream_errors = Counter(
             "x402jobs_upstream_errors", "Failed upstream calls.", ["code"], registry=registry

@@ -402,6 +402,7 @@ class Store:
         cost_usd: Decimal | None,
         cost_status: CostStatus,
         revise: Callable[[Execution, list[AttemptRow], dict[str, Any]], Revision],
+        was: CostStatus = "pending",
     ) -> Revision | None:
         """Write one attempt's cost and, once no attempt of the run is pending, what `revise` makes of the run, its attempts
         and its latest receipt: one transaction, since nobody would look at a settled attempt again. Answers the revision.
@@ -412,8 +413,9 @@ class Store:
             )
             ours = await connection.fetchval(
                 """UPDATE executor.attempts SET cost_usd = $3, cost_status = $4, next_lookup_at = NULL
-                   WHERE execution_id = $1 AND number = $2 AND cost_status = 'pending' RETURNING true""",
-                execution_id, number, cost_usd, cost_status,
+                   WHERE execution_id = $1 AND number = $2 AND cost_status = $5
+                     AND (cost_usd, cost_status) IS DISTINCT FROM ($3, $4) RETURNING true""",
+                execution_id, number, cost_usd, cost_status, was,
             )  # fmt: skip
             attempts = await self._attempts(connection, execution_id)
             if not ours or any(attempt.cost_status == "pending" for attempt in attempts):

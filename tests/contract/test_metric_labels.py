@@ -13,8 +13,9 @@ KINDS = {"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"}
 LABELS = {
     "code": "ok or an ErrorCode",
     "kind": "of tokens: prompt, completion, reasoning, cached; under a master key: data_key, key_pair, verifier",
+    "direction": "of a difference: more, less",
     "method": "HTTP methods that have a route, or other",
-    "outcome": "of a sync: applied, unchanged, refused, failed",
+    "outcome": "of a sync: applied, unchanged, refused, failed; of a comparison of costs: same, differs, found, untold",
     "result": "a Literal in the code beside the metric",
     "route": "the template of a route of the gateway, or none",
     "rpc": "names of the registry",

@@ -173,7 +173,10 @@ class House:
     async def clean(self) -> None:
         """Forget the runs of the test before."""
         # Not truncated: executors look into these tables all the time, and that would deadlock.
-        for table in ("workflow_attempts", "workflow_steps", "workflows"):
+        for table in (
+            *("workflow_attempts", "workflow_steps", "workflows"),
+            *("dead_letters", "cost_checks", "reconciliations"),
+        ):
             await self.database.execute(f"DELETE FROM executor.{table}")
         await self.database.execute("TRUNCATE executor.executions CASCADE; TRUNCATE executor.outbox")
         await self.sandbox.post("/sandbox/reset")

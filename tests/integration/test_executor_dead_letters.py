@@ -55,7 +55,6 @@ async def house(whole_house: House, monkeypatch: pytest.MonkeyPatch) -> House:
         monkeypatch.setattr(module, "MOST_TRIES", 3)
     monkeypatch.setattr(requeue, "_RELEASE_EVERY_S", 0.05)
     monkeypatch.setattr(requeue, "_COUNT_EVERY_S", 0.1)
-    await whole_house.database.execute("TRUNCATE executor.dead_letters")
     await whole_house.clean()
     whole_house.other.away = False
     return whole_house

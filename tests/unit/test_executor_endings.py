@@ -16,6 +16,8 @@ from contracts.execution import CallerReceipt, Cost, CostStatus, PriceOnly, Rece
 from services.executor.endings import (
     AttemptRecord,
     EndStatus,
+    cost_corrected,
+    cost_found,
     ended_row,
     ending_of,
     for_caller,
@@ -23,9 +25,9 @@ from services.executor.endings import (
     messages_of,
     receipt_of,
     result_of,
-    revision_of,
     total_cost,
 )
+from services.executor.pricing import cost_of
 from services.runtime.sealing import Keyring
 from tests.unit.executor_parts import ADA, BOB, CENT, NOON, PUBLISHER_ADA, RUN_ID, attempt_row, row
 
@@ -177,11 +179,12 @@ def revised(status: EndStatus, cost: str | None, *, truncated: bool = False, **c
     """The second revision, after the only call's cost was found out, or could not be."""
     of = row(pricing=COST_PLUS.model_dump(mode="json"), **changes)
     first = receipt_of(ended_row(of, [attempt_row(generation_id="gen-1")], status, None))
-    body = first.model_copy(update={"truncated": truncated}).model_dump(mode="json")
+    cost_then = cost_of(COST_PLUS, status, text_delivered=truncated, model_usd=None, cost_status="pending")
+    body = first.model_copy(update={"truncated": truncated, "cost": cost_then}).model_dump(mode="json")
     settled = attempt_row(
         cost_usd=None if cost is None else Decimal(cost), cost_status="unknown" if cost is None else "final"
     )
-    revision = revision_of(of, [settled], body)
+    revision = cost_found(of, [settled], body)
     receipt = Receipt.model_validate(revision.receipt)
     assert (revision.number, receipt.revision) == (2, 2)
     assert (revision.price_usd, revision.cost_usd, revision.cost_status) == (
@@ -212,11 +215,26 @@ def test_cost_that_could_not_be_found_out_is_unknown_and_so_is_the_price_that_de
     assert revised("succeeded", None).cost == Cost(model_usd=None, markup_usd=None, price_usd=None, status="unknown")
 
 
+def test_correction_of_a_cost_leaves_the_price_that_was_told_and_says_why_it_came() -> None:
+    of = row(pricing=COST_PLUS.model_dump(mode="json"))
+    settled = attempt_row(cost_usd=Decimal("0.002"), cost_status="final")
+    second = cost_found(
+        of, [settled], receipt_of(ended_row(of, [attempt_row()], "succeeded", None)).model_dump(mode="json")
+    )
+    charged = attempt_row(cost_usd=Decimal("0.005"), cost_status="final")
+    third = Receipt.model_validate(cost_corrected(of, [charged], second.receipt).receipt)
+    assert Receipt.model_validate(second.receipt).reason == "cost_found"
+    assert (third.revision, third.reason) == (3, "cost_corrected")
+    assert third.cost == Cost(
+        model_usd=Decimal("0.005"), markup_usd=Decimal("-0.002"), price_usd=Decimal("0.003"), status="final"
+    )
+
+
 def test_revision_tells_a_publisher_the_error_again() -> None:
     of = row(caller_kind="service", caller_id="demo", error=ERROR.model_dump(mode="json"))
     first = receipt_of(ended_row(of, [attempt_row(generation_id="gen-1")], "failed", ERROR))
     settled = attempt_row(cost_usd=Decimal("0.002"), cost_status="final")
-    house, own = revision_of(of, [settled], first.model_dump(mode="json")).messages
+    house, own = cost_found(of, [settled], first.model_dump(mode="json")).messages
     assert (house.message_id, own.message_id) == (f"{RUN_ID}:2", f"demo:{RUN_ID}:2")
     told = CallerReceipt.model_validate_json(own.payload)
     assert (told.revision, told.status, told.error) == (2, "failed", ERROR)
