@@ -300,7 +300,7 @@ async def test_pending_cost_stays_pending_until_its_revision_could_be_written(
         result = await house.run(house.other.offer("sandbox/no-usage"))
 
         async def failed() -> bool:
-            return any(log["event"] == "background_failed" and log["task"] == "costs" for log in logs)
+            return any(log["event"] == "background_failed" and log["task"] == "PendingCosts.look_up" for log in logs)
 
         await eventually(failed)
         [attempt] = await house.attempts(result.execution_id)
@@ -316,7 +316,7 @@ async def test_generation_id_is_written_while_the_call_goes_on_also_after_a_fail
     house: House, logs: list[EventDict]
 ) -> None:
     async def failed() -> bool:
-        return any(log["event"] == "background_failed" and log["task"] == "generations" for log in logs)
+        return any(log["event"] == "background_failed" and log["task"] == "GenerationNotes.write" for log in logs)
 
     await break_once(house, "attempts", "UPDATE", "NEW.generation_id IS NOT NULL AND NEW.status = 'running'")
     async with executor_in(house):
