@@ -27,24 +27,7 @@ class ExecutorMetrics:
         )
         # kind: prompt, completion, reasoning, cached
         self.tokens = Counter("x402jobs_tokens", "Tokens as upstream counted them.", ["kind"], registry=registry)
-        self.model_cost_usd = Counter(
-            "x402jobs_model_cost_usd", "What runs cost their creators, once known.", registry=registry
-        )
-        self.price_usd = Counter("x402jobs_price_usd", "What callers were charged, once known.", registry=registry)
-        self.cost_pending = Gauge(
-            "x402jobs_cost_pending", "Upstream calls whose cost is being looked up.", registry=registry
-        )
-        self.cost_unknown = Counter(
-            "x402jobs_cost_unknown", "Upstream calls whose cost could not be found out.", registry=registry
-        )
-        # outcome: same, differs, found (it was unknown), untold (upstream does not say)
-        self.cost_checks = Counter(
-            "x402jobs_cost_checks", "Upstream calls compared with upstream's accounts.", ["outcome"], registry=registry
-        )
-        # direction: more (was charged than receipts said), less
-        self.cost_drift_usd = Counter(
-            "x402jobs_cost_drift_usd", "By how much accounts and receipts differed.", ["direction"], registry=registry
-        )
+        self._add_money(registry)
         # code: ErrorCode
         self.upstream_errors = Counter(
             "x402jobs_upstream_errors", "Failed upstream calls.", ["code"], registry=registry
@@ -71,4 +54,24 @@ class ExecutorMetrics:
         # kind: output, input
         self.media_stored_bytes = Gauge(
             "x402jobs_media_stored_bytes", "Bytes of media that are kept.", ["kind"], registry=registry
+        )
+
+    def _add_money(self, registry: CollectorRegistry) -> None:
+        self.model_cost_usd = Counter(
+            "x402jobs_model_cost_usd", "What runs cost their creators, once known.", registry=registry
+        )
+        self.price_usd = Counter("x402jobs_price_usd", "What callers were charged, once known.", registry=registry)
+        self.cost_pending = Gauge(
+            "x402jobs_cost_pending", "Upstream calls whose cost is being looked up.", registry=registry
+        )
+        self.cost_unknown = Counter(
+            "x402jobs_cost_unknown", "Upstream calls whose cost could not be found out.", registry=registry
+        )
+        # outcome: same, differs, found (it was unknown), untold (upstream does not say)
+        self.cost_checks = Counter(
+            "x402jobs_cost_checks", "Upstream calls compared with upstream's accounts.", ["outcome"], registry=registry
+        )
+        # direction: more (was charged than receipts said), less
+        self.cost_drift_usd = Counter(
+            "x402jobs_cost_drift_usd", "By how much accounts and receipts differed.", ["direction"], registry=registry
         )

@@ -10,8 +10,8 @@ from tests.matrix.page import PAGE, unused, written
 from tests.stack import ROOT
 
 QUIRKS = frozenset(range(1, 28))
-# Modes that are about how much, how fast or which file, not about how a run ends.
-ORDINARY = {"fast", "fast-1", "long", "drip", "image-two", "image-bad", "svg-image"}
+# Modes that are about how much, how fast, which file or what is accounted afterwards, not about how a run ends.
+ORDINARY = {"fast", "fast-1", "long", "drip", "image-two", "image-bad", "svg-image", "adjusted", "late"}
 DOCUMENTED_WORDS = {
     "context_length_exceeded", "max_tokens_exceeded", "token_limit_exceeded", "string_too_long", "authentication",
     "permission_denied", "payment_required", "rate_limit_exceeded", "provider_overloaded", "provider_unavailable",
