@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, FloatRect, Page, async_playwright, expect
 
 from deploy.local.stack import Stack
 
@@ -30,6 +30,7 @@ LEFT_OUT = (
     "the browser tests are left out: there is no Chromium here (apt-get install chromium, or CHROMIUM=/path/to/it)"
 )
 WIDE, NARROW = 1280, 390
+PICTURE_PX = 2600
 SERIOUS = ("serious", "critical")
 # A busy machine: a test waits long before it fails, and not at all where what it waits for is there.
 PATIENCE_MS = 20_000
@@ -107,17 +108,23 @@ async def sign_in(page: Page, stack: Stack, user: str) -> None:
 
 
 async def accessible(page: Page) -> None:
-    """axe finds nothing serious, and nothing is wider than the window."""
+    """axe finds nothing serious."""
     found = (await Axe().run(page)).response["violations"]
     serious = [
         (each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found if each["impact"] in SERIOUS
     ]
     assert serious == [], page.url
+
+
+async def fits(page: Page) -> None:
+    """Nothing is wider than the window."""
     too_wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
     assert not await page.evaluate(too_wide), f"{page.url} has to be scrolled sideways"
 
 
 async def picture(page: Page, name: str) -> None:
-    """Writes the whole page as `<name>.png` into the folder `SCREENSHOTS`, where one is named."""
+    """Writes the page, the first screens of a long one, as `<name>.png` into the folder `SCREENSHOTS`, where one is named."""
     if folder := os.environ.get("SCREENSHOTS"):
-        await page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+        size = await page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+        clip: FloatRect = {"x": 0, "y": 0, "width": size[0], "height": min(size[1], PICTURE_PX)}
+        await page.screenshot(path=f"{folder}/{name}.png", full_page=True, clip=clip)

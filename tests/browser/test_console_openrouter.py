@@ -37,7 +37,7 @@ async def test_a_key_is_connected_tested_replaced_and_disconnected(browser: Brow
         await expect(page.get_by_role("status").filter(has_text="Connected sk-or-test")).to_be_visible()
         await expect(page.get_by_role("complementary", name="Test mode")).to_be_visible()
         await page.get_by_role("button", name="Test it now").click()
-        await expect(page.get_by_text("OpenRouter accepts the key.").first).to_be_visible()
+        await expect(page.get_by_role("status").filter(has_text="OpenRouter accepts")).to_be_visible()
         await page.get_by_label("API key").fill(f"sk-or-test-limit-{uuid4().int}")
         await page.get_by_role("button", name="Replace the key").click()
         await expect(page.get_by_role("img", name=re.compile("of the limit is left"))).to_be_visible()

@@ -157,13 +157,20 @@ async def paste(running: Running, tree: Path) -> dict[str, Any]:
     return answer
 
 
+def free_ports() -> dict[str, str]:
+    return {"GATEWAY_PORT": str(free_port()), "CONSOLE_PORT": str(free_port())}
+
+
 async def test_a_clean_clone_runs_stops_and_starts_again_with_its_data(tmp_path: Path) -> None:
     tree = await copy_of_the_repository(tmp_path / "clone")
     python = (".venv/bin/python", "-m", "deploy.local", "run")
     port = str(free_port())
 
-    async with started(tree, (*MAKE_COMMAND, "run"), GATEWAY_PORT=port) as first:
+    console = str(free_port())
+    async with started(tree, (*MAKE_COMMAND, "run"), GATEWAY_PORT=port, CONSOLE_PORT=console) as first:
         assert first.facts["gateway_url"] == f"http://127.0.0.1:{port}"
+        assert first.facts["console_url"] == f"http://localhost:{console}"
+        assert f"http://localhost:{console}/sign-in#token={first.facts['token']}\n" in first.text
         executed = await paste(first, tree)
         alice = (await run((*MAKE_COMMAND, "--silent", "token", "USER=alice"), tree)).strip()
         assert (await ask(first, alice, "/api/executions"))["items"] == [], "alice is somebody else"
@@ -174,7 +181,7 @@ async def test_a_clean_clone_runs_stops_and_starts_again_with_its_data(tmp_path:
         assert "Traceback" not in first.text
         assert not (first.local / "stack.json").exists()
 
-    async with started(tree, python, GATEWAY_PORT=port) as second:
+    async with started(tree, python, GATEWAY_PORT=port, CONSOLE_PORT=console) as second:
         kept = await ask(second, second.facts["token"], "/api/executions")
         assert [item["execution_id"] for item in kept["items"]] == [executed["execution_id"]]
         assert second.took_s < SECOND_START_S
@@ -183,8 +190,8 @@ async def test_a_clean_clone_runs_stops_and_starts_again_with_its_data(tmp_path:
 
     # Two at a time from here on: one goes on where the killed one was, the other is new beside it.
     async with (
-        started(tree, python, GATEWAY_PORT=port) as third,
-        started(tree, python, ".other", LOCAL_DIR=".other", GATEWAY_PORT=str(free_port())) as beside,
+        started(tree, python, GATEWAY_PORT=port, CONSOLE_PORT=console) as third,
+        started(tree, python, ".other", LOCAL_DIR=".other", **free_ports()) as beside,
     ):
         again, elsewhere = await asyncio.gather(paste(third, tree), paste(beside, tree))
         assert again["execution_id"] != elsewhere["execution_id"]

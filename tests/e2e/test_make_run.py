@@ -29,7 +29,8 @@ def wait_for(what: str, condition: object, timeout_s: float) -> None:
 
 @pytest.mark.parametrize("told", TOLD)
 def test_stack_stops_when_make_alone_is_told_to(tmp_path: Path, told: signal.Signals) -> None:
-    environment = {**inherited_environment(), "LOCAL_DIR": str(tmp_path), "GATEWAY_PORT": str(free_port())}
+    ports = {"GATEWAY_PORT": str(free_port()), "CONSOLE_PORT": str(free_port())}
+    environment = {**inherited_environment(), "LOCAL_DIR": str(tmp_path), **ports}
     with (tmp_path / "terminal").open("w") as terminal:
         make = subprocess.Popen(
             ["make", "--old-file=.venv/.installed", "run"],

@@ -398,9 +398,10 @@ async def test_second_stack_in_one_folder_is_refused(tmp_path: Path) -> None:
     await Stack(tmp_path).stop()
 
 
-async def test_stack_names_the_variable_when_its_port_is_taken(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RuntimeError, match="GATEWAY_PORT"):
-        Stack(tmp_path, gateway_port=taken.getsockname()[1])
+@pytest.mark.parametrize("part", ["gateway", "console"])
+async def test_stack_names_the_variable_when_its_port_is_taken(tmp_path: Path, part: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RuntimeError, match=f"{part.upper()}_PORT"):
+        Stack(tmp_path, **{f"{part}_port": taken.getsockname()[1]})
 
 
 def test_token_command_prints_a_token_of_the_stack_in_local_dir(tmp_path: Path) -> None:
