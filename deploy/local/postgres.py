@@ -35,6 +35,8 @@ SETTINGS = {
     "fsync": "on",
     # Microseconds a commit waits for others to share its flush, once five are under way.
     "commit_delay": "100",
+    # A new database has no statistics, and plans made without them read whole tables: the first minute is when people look.
+    "autovacuum_naptime": "5s",
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",

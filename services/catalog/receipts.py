@@ -30,6 +30,7 @@ log = structlog.get_logger()
 _CONSUMER = "catalog"
 _FETCH = 200
 _LOOK_AGAIN_S = 1.0
+_GATHER_S = 0.2  # a batch costs the same whatever it holds, and figures may be a moment late
 _AGAIN_AFTER_S = 2.0
 _PUT_OFF_S = 60.0
 
@@ -59,6 +60,8 @@ class Receipts:
                 except TimeoutError:  # the client's own kind of it, and sometimes the plain one
                     continue
                 await self.take(messages)
+                if len(messages) < _FETCH:
+                    await asyncio.sleep(_GATHER_S)
         finally:
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -78,6 +79,7 @@ class _Run:
 
 
 _COLUMNS = [field.name for field in fields(_Run)]
+_values_of = attrgetter(*_COLUMNS)
 _Key = tuple[str, date, Mode, BudgetScope, str]
 """owner, day, mode, scope, subject: a row of catalog.spending."""
 
@@ -258,7 +260,7 @@ async def _write_runs(connection: asyncpg.Connection, runs: Sequence[_Run]) -> N
     await connection.executemany(
         f"""INSERT INTO catalog.runs ({", ".join(_COLUMNS)}) VALUES ({values})
             ON CONFLICT ON CONSTRAINT runs_pkey DO UPDATE SET {updates}""",
-        [astuple(run) for run in runs],
+        [_values_of(run) for run in runs],
     )
 
 
