@@ -32,7 +32,7 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import BadRequestError
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from contracts.base import Contract
 from contracts.errors import ErrorBody, ErrorCode, FieldProblem, ServiceError
@@ -95,12 +95,8 @@ def current_call() -> Call:
 
 def parse(model: type[M], data: bytes) -> M:
     """A message out of the wire's bytes. Raises ServiceError INVALID that names every wrong field and repeats no input."""
-    return _parse(TypeAdapter(model), data)
-
-
-def _parse(adapter: TypeAdapter[R], data: bytes) -> R:
     try:
-        return adapter.validate_json(data)
+        return model.model_validate_json(data)
     except ValidationError as error:
         raise invalid_input(error) from None
 
