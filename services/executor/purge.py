@@ -37,7 +37,7 @@ async def purge(url: str, user: str | None, *, do: bool) -> int:
             _say(await (data.delete if do else data.count)(kind, argument), kind.what, do=do)
         running = 0 if user is None else await data.running(user)
     if running:
-        sys.stdout.write(f"{running} runs of {user} are under way: do this again when they have ended\n")
+        sys.stdout.write(f"{running} runs and workflows of {user} are under way: do this again when they have ended\n")
     if not do:
         sys.stdout.write("nothing was deleted: add YES=1 to do it\n")
     return 2 if running else 0

@@ -26,14 +26,14 @@ class Kind:
     instead: str | None = None
 
 
-RESULT = "result = NULL, result_key_id = NULL, result_expires_at = NULL"
+_RESULT = "result = NULL, result_key_id = NULL"
 LETTERS = "dead letters whose story has ended"
 PAST = (
     Kind(
         "results past their time",
         "executor.executions",
         "result IS NOT NULL AND result_expires_at < now() AND $1::interval IS NOT NULL",
-        RESULT,
+        _RESULT,
     ),
     Kind(
         "idempotency keys that stand for nothing any more",
@@ -44,21 +44,33 @@ PAST = (
     Kind(LETTERS, "executor.dead_letters", "greatest(requeued_at, ended_at) < now() - $1::interval"),
 )
 """What is over by itself; executors delete it too, in their own time."""
-_OWN_RUNS = "caller_kind = 'user' AND caller_id = $1"
+_OWN = "caller_kind = 'user' AND caller_id = $1"
 PERSONAL = (
-    Kind("results", "executor.executions", f"result IS NOT NULL AND {_OWN_RUNS}", RESULT),
+    Kind("results", "executor.executions", f"result IS NOT NULL AND {_OWN}", f"{_RESULT}, result_expires_at = NULL"),
     Kind(
         "idempotency keys and fingerprints of requests",
         "executor.executions",
-        rf"(idempotency_key IS NOT NULL OR request_hash <> '\x') AND finished_at IS NOT NULL AND {_OWN_RUNS}",
+        rf"(idempotency_key IS NOT NULL OR request_hash <> '\x') AND finished_at IS NOT NULL AND {_OWN}",
         r"idempotency_key = NULL, request_hash = '\x'",
     ),
     Kind(
-        "references to generated files",
+        "references to files, which go within the hour",
         "executor.media_references",
-        f"execution_id IN (SELECT id FROM executor.executions WHERE {_OWN_RUNS})",
+        f"execution_id IN (SELECT id FROM executor.executions WHERE finished_at IS NOT NULL AND {_OWN})",
     ),
-    Kind("dead letters", "executor.dead_letters", _OWN_RUNS),
+    Kind(
+        "uploads, which go within minutes",
+        "executor.x402_cached_images",
+        "kept_until > now() AND owner_kind = 'user' AND owner_id = $1",
+        "kept_until = now()",
+    ),
+    Kind(
+        "inputs of workflows",
+        "executor.workflows",
+        f"status <> 'running' AND definition IS NOT NULL AND {_OWN}",
+        r"definition = NULL, definition_key_id = NULL, idempotency_key = NULL, request_hash = '\x'",
+    ),
+    Kind("dead letters", "executor.dead_letters", _OWN),
 )
 """What one person sent and got. Receipts and rows of runs stay: they hold no text, and money was recorded on them."""
 
@@ -85,14 +97,16 @@ class PurgeStore:
         """Jobs of this person that have not begun."""
         async with unavailable_when_down():
             records = await self._pool.fetch(
-                f"SELECT id FROM executor.executions WHERE status IN ('queued', 'waiting') AND {_OWN_RUNS}", user
+                f"SELECT id FROM executor.executions WHERE status IN ('queued', 'waiting') AND {_OWN}", user
             )
         return [record["id"] for record in records]
 
     async def running(self, user: str) -> int:
-        """Runs of this person under way."""
+        """Runs and workflows of this person under way."""
         async with unavailable_when_down():
             found = await self._pool.fetchval(
-                f"SELECT count(*) FROM executor.executions WHERE status = 'running' AND {_OWN_RUNS}", user
+                f"""SELECT (SELECT count(*) FROM executor.executions WHERE status = 'running' AND {_OWN})
+                         + (SELECT count(*) FROM executor.workflows WHERE status = 'running' AND {_OWN})""",
+                user,
             )
         return cast("int", found)

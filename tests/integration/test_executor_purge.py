@@ -88,6 +88,15 @@ async def stored_references(house: House) -> set[UUID]:
     return {row["execution_id"] for row in await house.database.fetch("SELECT * FROM executor.media_references")}
 
 
+async def left_of_uploads_and_workflows(house: House) -> list[tuple[str, bool]]:
+    """Per person: whether both are over."""
+    rows = await house.database.fetch(
+        """SELECT w.caller_id, w.definition IS NULL AND m.kept_until <= now() AS over
+           FROM executor.workflows w JOIN executor.x402_cached_images m ON m.owner_id = w.caller_id ORDER BY 1"""
+    )
+    return [(row["caller_id"], row["over"]) for row in rows]
+
+
 async def test_what_one_person_sent_and_got_goes_and_receipts_and_others_stay(
     house: House, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,12 +109,19 @@ async def test_what_one_person_sent_and_got_goes_and_receipts_and_others_stay(
     await house.until_frame(first, "text")
     queued = (await house.gateway.call(EXECUTION_ENQUEUE, house.execute(echo, text=WORD))).execution_id
     kept = (await house.gateway.call(EXECUTION_ENQUEUE, house.execute(echo, caller=EVE))).execution_id
+    await house.database.execute(
+        """INSERT INTO executor.x402_cached_images (name, mime_type, bytes, owner_kind, owner_id, kept_until)
+           SELECT owner || '.png', 'image/png', 1, 'user', owner, now() + interval '1 day' FROM unnest(ARRAY['bob', 'eve']) AS owner;
+           INSERT INTO executor.workflows (id, caller_kind, caller_id, request_hash, status, definition, finished_at)
+           SELECT gen_random_uuid(), 'user', owner, 'x', 'failed', 'locked', now() FROM unnest(ARRAY['bob', 'eve']) AS owner"""
+    )
     said = await purge(house, capsys, "bob", do=False)
     assert said[0] == "would delete: 1 jobs that have not begun, with what they say"
     assert await house.status_of(queued) == "queued"
     said = await purge(house, capsys, "bob", do=True)
-    assert [line.split(":")[0] for line in said] == ["deleted"] * 5
-    assert [int(line.split()[1]) for line in said] == [1, 2, 3, 2, 0]
+    assert [line.split(":")[0] for line in said] == ["deleted"] * 7
+    assert [int(line.split()[1]) for line in said] == [1, 2, 3, 2, 1, 1, 0]
+    assert await left_of_uploads_and_workflows(house) == [("bob", True), ("eve", False)]
 
     await house.cancel(first, EVE)
     await running
@@ -129,7 +145,7 @@ async def test_run_under_way_is_said_to_be_left(house: House, capsys: pytest.Cap
     execution_id, running = begin(house, house.other.offer("sandbox/long"))
     await house.until_frame(execution_id, "text")
     said = await purge(house, capsys, "bob", do=True)
-    assert said[-1] == "1 runs of bob are under way: do this again when they have ended"
+    assert said[-1] == "1 runs and workflows of bob are under way: do this again when they have ended"
     await house.cancel(execution_id)
     await running
 
