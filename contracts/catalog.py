@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -368,6 +369,23 @@ class ResolveResource(Contract):
     ref: str = Field(min_length=1, max_length=300, description="An id, or `owner/slug`.")
 
 
+class CostBound(Contract):
+    """What a run is billed at most for each thing that goes in, and for all the rest, on whichever model answers.
+
+    It holds for prices as they are frozen here, every tier and hour of them: calls carry them as `provider.max_price`.
+    """
+
+    token_in_usd: Usd = Field(description="A token of text.")
+    picture_in_usd: Usd = Field(description="A picture.")
+    sound_in_s_usd: Usd = Field(description="A second of sound.")
+    document_in_usd: Usd = Field(default=Decimal(0), description="Reading a document, beside its text.")
+    rest_usd: Usd = Field(description="The longest answer, what is made beside it, searches, and the call as such.")
+    context_tokens: int = Field(description="No prompt is longer.")
+    full_context: bool = Field(
+        default=False, description="Something else fills the prompt up: what a search finds, say."
+    )
+
+
 class ResolvedResource(Contract):
     """Everything an executor needs to run a resource, at one version. Whether the caller may is decided there."""
 
@@ -388,6 +406,8 @@ class ResolvedResource(Contract):
     budgets: ResourceBudgets = Field(
         default=ResourceBudgets(), description="The creator's daily limits that hold here."
     )
+    most: CostBound | None = Field(default=None, description="Null where nobody can know; `unbounded` says why.")
+    unbounded: str | None = Field(default=None, description="For its owner: why there is no bound, and what to set.")
 
 
 # Syncs and events -----------------------------------------------------------------------------------------------------

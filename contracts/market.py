@@ -192,7 +192,8 @@ class CallerBudget(Contract):
 class BudgetLimits(Contract):
     """How much of the creator's own money runs should cost in a UTC day. What is not given has no limit.
 
-    Limits are kept and watched, and their creator is told when one is reached; no run is refused by them yet.
+    A run begins only while every limit that concerns it has room for the most that it can cost. Their creator is told when one
+    is used up to 80 and to 100 percent.
     """
 
     key_daily_usd: Price | None = Field(default=None, description="All runs with the creator's key together.")

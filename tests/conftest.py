@@ -19,7 +19,7 @@ from deploy.local.ports import free_port
 from deploy.local.postgres import Postgres
 from deploy.local.stack import PUBLISHER, Stack
 from tests.browser.browsing import LEFT_OUT, chromium
-from tests.stack import Database, clone_of
+from tests.stack import AS_FAST_AS_CAN_BE, Database, clone_of
 
 # The machines that tests run on are busy: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile(
@@ -114,6 +114,8 @@ def stack_factory(tmp_path_factory: pytest.TempPathFactory) -> StackFactory:
     @asynccontextmanager
     async def running(**arguments: Any) -> AsyncIterator[Stack]:
         directory = arguments.pop("directory", None) or tmp_path_factory.mktemp("stack")
+        settings = arguments.pop("settings", {})
+        arguments["settings"] = {**settings, "executor": {**AS_FAST_AS_CAN_BE, **settings.get("executor", {})}}
         stack = Stack(directory, **{"observer": True, **arguments})
         async with AsyncExitStack() as cleanup:
             cleanup.push_async_callback(stack.stop)

@@ -12,6 +12,8 @@ import asyncpg
 from deploy.local.postgres import Postgres
 
 ROOT = Path(__file__).resolve().parents[1]
+AS_FAST_AS_CAN_BE = {"REQUESTS_PER_MINUTE_PER_CALLER": "0", "REQUESTS_PER_MINUTE_PER_KEY": "0"}
+"""Settings of executors whose callers are tests: they ask faster than people do."""
 
 
 def shared_data() -> Path:

@@ -12,6 +12,8 @@ OWN = {
     "executor": (
         "OPENROUTER_URL",
         "RUNNING_PER_KEY",
+        "REQUESTS_PER_MINUTE_PER_CALLER",
+        "REQUESTS_PER_MINUTE_PER_KEY",
         "SLOT_WAIT_S",
         "MAX_RUNNING",
         "KEEP_RESULTS_HOURS",

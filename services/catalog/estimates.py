@@ -150,13 +150,18 @@ def price_and_margin(pricing: Pricing, costs: CostRange) -> tuple[Decimal | None
     )
 
 
+def searches_unasked(model: Model) -> bool:
+    """Whether the model searches the web for every request, whatever it is asked."""
+    searcher = "deep-research" in model.id or model.id.startswith("perplexity/")
+    return searcher and "web_search" in (model.pricing.model_extra or {})
+
+
 def _with_searches(
     request: EstimateCost, model: Model, assumptions: list[str], *, searching: bool
 ) -> tuple[EstimateCost, bool]:
     """The request with the search that happens although it names none, and whether nothing limits how many there are."""
     deep = "deep-research" in model.id
-    always = "web_search" in (model.pricing.model_extra or {}) and (deep or model.id.startswith("perplexity/"))
-    if request.web_searches or not (searching or always):
+    if request.web_searches or not (searching or searches_unasked(model)):
         return request, False
     # Models that search by themselves do so once per request, unless they are made to dig.
     endless = searching or deep

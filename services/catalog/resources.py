@@ -111,15 +111,24 @@ def warnings_of(draft: ResourceDraft, models: Sequence[Model], losing: Sequence[
     return warnings
 
 
-def availability_of(model: Model, proposal: Replacement | None) -> Availability:
+def stand_in(model: Model, fallbacks: Sequence[Model]) -> Model | None:
+    """The fallback that answers in place of a model that is gone, if there is one."""
+    if model.status != "retired":
+        return None
+    return next((fallback for fallback in fallbacks if fallback.status != "retired"), None)
+
+
+def availability_of(model: Model, proposal: Replacement | None, fallbacks: Sequence[Model] = ()) -> Availability:
     """Whether a run can succeed today. `proposal` is what could take over from a model that is gone, or going."""
     if model.status == "available":
         return Availability(available=True)
     instead = " Choose another model." if proposal is None else f" {proposal.model_id} could take over."
-    gone = model.status == "retired"
+    gone, answering = model.status == "retired", stand_in(model, fallbacks)
+    if answering is not None:
+        instead = f" {answering.id}, a fallback, answers in its place.{instead if proposal is not None else ''}"
     announced = f"OpenRouter has announced the end of {model.id} for {model.retires_on}."
     return Availability(
-        available=not gone,
+        available=not gone or answering is not None,
         reason=(f"OpenRouter no longer offers {model.id}." if gone else announced) + instead,
         replacement=proposal.model_id if proposal else None,
         proposal=proposal,
@@ -127,9 +136,11 @@ def availability_of(model: Model, proposal: Replacement | None) -> Availability:
     )
 
 
-def shown_status(stored: ResourceStatus, model: Model) -> ResourceStatus:
-    """A published resource shows as unavailable while its model is retired, and by itself as published when that returns."""
-    return "unavailable" if stored == "published" and model.status == "retired" else stored
+def shown_status(stored: ResourceStatus, model: Model, fallbacks: Sequence[Model] = ()) -> ResourceStatus:
+    """A published resource shows as unavailable while its model is retired and no fallback answers for it, and by itself as
+    published when that returns."""
+    gone = model.status == "retired" and stand_in(model, fallbacks) is None
+    return "unavailable" if stored == "published" and gone else stored
 
 
 def own_resource(stored: StoredResource | None, asking: str) -> StoredResource:

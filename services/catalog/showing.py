@@ -99,4 +99,14 @@ class Showing:
     async def listings(self, page: Sequence[StoredResource]) -> list[Listing]:
         """For buyers."""
         measured = await self._runs.measured([stored.id for stored in page])
-        return [views.listing_view(stored, self.model(stored.model), measured.get(stored.id)) for stored in page]
+        # Fallbacks matter where the main model is gone alone.
+        models = await self.models([stored.draft for stored in page if stored.model.status == "retired"])
+        return [
+            views.listing_view(
+                stored,
+                self.model(stored.model),
+                [models[key] for key in stored.draft.openrouter_config.fallback_models if key in models],
+                measured.get(stored.id),
+            )
+            for stored in page
+        ]

@@ -9,6 +9,7 @@ from decimal import Decimal
 from contracts.catalog import FixedPrice, Model, ModelDetail, PriceChange, ResolvedResource, Resource, ResourceDraft
 from contracts.listings import Listing, Measured
 from contracts.market import BudgetLimits, Replacement, ResourceNotice
+from services.catalog.bounds import bound_of
 from services.catalog.breakdown import breakdown, losing_models
 from services.catalog.budgets import for_resource
 from services.catalog.inputs import input_schema
@@ -45,10 +46,10 @@ def resource_view(
         id=stored.id,
         owner=stored.owner,
         version=stored.version,
-        status=shown_status(stored.status, model),
+        status=shown_status(stored.status, model, models[1:]),
         model=model,
         badges=model.badges,
-        availability=availability_of(model, proposal),
+        availability=availability_of(model, proposal, models[1:]),
         warnings=warnings_of(stored.draft, models, losing_models(stored.draft, models, measured)),
         input_schema=input_schema(stored.draft.inputs),
         breakdown=prices,
@@ -68,6 +69,7 @@ def resolved_view(
 ) -> ResolvedResource:
     """For the executor. The status is the stored one, which says who may run it; whether it can run says `availability`."""
     draft = stored.draft
+    most, unbounded = bound_of(draft, [model, *fallbacks])
     return ResolvedResource(
         resource_id=stored.id,
         owner=stored.owner,
@@ -80,14 +82,17 @@ def resolved_view(
         timeouts=draft.timeouts,
         model=model,
         fallbacks=fallbacks,
-        availability=availability_of(model, proposal),
+        availability=availability_of(model, proposal, fallbacks),
         budgets=for_resource(limits, stored.id),
+        most=most,
+        unbounded=unbounded,
     )
 
 
 def resolved_draft(owner: str, draft: ResourceDraft, models: Sequence[Model], limits: BudgetLimits) -> ResolvedResource:
     """A checked draft, for a preview. `models` are those that it names, its main one first."""
     model, *fallbacks = models
+    most, unbounded = bound_of(draft, models)
     return ResolvedResource(
         resource_id=None,
         owner=owner,
@@ -102,16 +107,20 @@ def resolved_draft(owner: str, draft: ResourceDraft, models: Sequence[Model], li
         fallbacks=fallbacks,
         availability=availability_of(model, None),
         budgets=for_resource(limits, None),
+        most=most,
+        unbounded=unbounded,
     )
 
 
-def listing_view(stored: StoredResource, model: Model, measured: Measured | None) -> Listing:
+def listing_view(
+    stored: StoredResource, model: Model, fallbacks: Sequence[Model], measured: Measured | None
+) -> Listing:
     """For buyers."""
     draft, pricing = stored.draft, stored.draft.pricing
     reason = None
     if stored.status != "published":
         reason = "Its creator has not published it."
-    elif model.status == "retired":
+    elif not availability_of(model, None, fallbacks).available:
         reason = "What it runs on is not offered any more; its creator has been told."
     return Listing(
         id=stored.id,

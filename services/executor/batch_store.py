@@ -20,16 +20,19 @@ if TYPE_CHECKING:  # the store is what puts these statements to use
     from services.executor.store import Ending
 
 _ADMIT = """
-    SELECT a.outcome, a.execution_id, a.admitted_at
+    SELECT a.outcome, a.execution_id, a.admitted_at, a.reason, a.wait_s, a.limit_usd, a.spent_usd, a.held_usd
     FROM unnest(
         $1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::int[], $8::text[], $9::text[],
-        $10::text[], $11::text[], $12::bytea[], $13::int[], $14::text[], $15::uuid[]
+        $10::text[], $11::text[], $12::bytea[], $13::int[], $14::text[], $15::uuid[], $16::text[], $17::int[],
+        $18::int[], $19::numeric[], $20::numeric[], $21::numeric[], $22::numeric[]
     ) WITH ORDINALITY AS t (
         id, owner, caller_kind, caller_id, viewer, resource_id, resource_version, model_id, mode, pricing,
-        idempotency_key, request_hash, running_per_key, executor, lease_token, number
+        idempotency_key, request_hash, running_per_key, executor, lease_token, cooling, per_key, per_caller, hold_usd,
+        key_usd, resource_usd, caller_usd, number
     ), LATERAL executor.admit(
         t.id, t.owner, t.caller_kind, t.caller_id, t.viewer, t.resource_id, t.resource_version, t.model_id, t.mode,
-        t.pricing::jsonb, t.idempotency_key, t.request_hash, t.running_per_key, t.executor, t.lease_token, $16
+        t.pricing::jsonb, t.idempotency_key, t.request_hash, t.running_per_key, t.executor, t.lease_token, $23,
+        string_to_array(t.cooling, ' '), t.per_key, t.per_caller, t.hold_usd, t.key_usd, t.resource_usd, t.caller_usd
     ) AS a
     ORDER BY t.number"""
 

@@ -17,11 +17,13 @@ import structlog
 
 from contracts.errors import ErrorCode
 from contracts.execution import OutputPart
+from services.executor.cooldowns import Cooldowns
 from services.executor.endings import AttemptRecord, EndStatus
 from services.executor.faults import Fault, UpstreamFailed, withheld
 from services.executor.frames import Frames
 from services.executor.generations import GenerationNotes
 from services.executor.leases import KeyLeases
+from services.executor.limits import cooldowns_of
 from services.executor.lines import Splitter
 from services.executor.media import MediaStore
 from services.executor.metrics import ExecutorMetrics
@@ -75,10 +77,12 @@ class Calls:
         leases: KeyLeases,
         upstream: Upstream,
         generations: GenerationNotes,
+        cooldowns: Cooldowns,
         metrics: ExecutorMetrics,
         media: MediaStore,
     ) -> None:
         self._store = store
+        self._cooldowns = cooldowns
         self._leases = leases
         self._upstream = upstream
         self._generations = generations
@@ -89,10 +93,12 @@ class Calls:
         """Call the upstream until it answers, fails for good, or has delivered something."""
         end_at_s = asyncio.get_running_loop().time() + run.prepared.resource.timeouts.total_s
         run.upstream_from_s = time.monotonic()
+        cooling = cooldowns_of(run.prepared.resource)
+        fault: Fault | None = None
         while True:
             number = len(run.attempts) + 1
-            if number > 1:
-                await self._store.begin_attempt(run.id, number)
+            if fault is not None and not await self._store.begin_attempt(run.id, number, cooling):
+                raise UpstreamFailed(fault)
             attempt = AttemptRecord(number, datetime.now(UTC))
             run.attempts.append(attempt)
             answer: Answer | None = None
@@ -105,8 +111,13 @@ class Calls:
                 attempt.http_status = attempt.http_status or fault.upstream_status
             assert run.normaliser is not None
             delay_s = None
-            if fault is not None and not run.normaliser.delivered and number < MAX_ATTEMPTS:
+            # What was billed is not asked for again: daily limits hold the price of one answer.
+            billed = answer is not None and bool(answer.cost_usd)
+            if fault is not None and not run.normaliser.delivered and not billed and number < MAX_ATTEMPTS:
                 delay_s = delay_before_retry(fault, number, end_at_s - asyncio.get_running_loop().time())
+            # A provider's limit often passes with the next try; one that says how long it lasts is believed at once.
+            if fault is not None and (fault.cools != "model" or fault.retry_after_s is not None or delay_s is None):
+                await self._cooldowns.note(run.prepared, fault)
             if fault is None or delay_s is None:
                 run.upstream_until_s = time.monotonic()
                 if answer is None or (fault is not None and answer.fault is None):

@@ -32,7 +32,7 @@ class Fault:
     billed: Literal["no", "maybe"] = "no"
     upstream_status: int | None = None
     health: Literal["suspect", "exhausted"] | None = None
-    cools: Literal["key", "model"] | None = None
+    cools: Literal["key", "free", "model"] | None = None
     truncated: bool = False
 
     def error(self, execution_id: UUID | None = None) -> ServiceError:

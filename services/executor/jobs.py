@@ -18,13 +18,15 @@ from nats.js.api import AckPolicy, ConsumerConfig
 
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import Caller, CallerReceipt, Execute, ExecuteRequest, ExecutionAccepted
+from contracts.keys import Mode
 from contracts.subjects import JOBS_STREAM, publisher_of
 from services.executor.access import error_for_caller
 from services.executor.dead_letters import MOST_TRIES, DeadLetters, pause_s
 from services.executor.endings import EndStatus, ended_row, ending_of, finished_for, for_caller, result_of
 from services.executor.frames import Frames
+from services.executor.limits import KeyLimits, is_limited, refusal
 from services.executor.metrics import ExecutorMetrics
-from services.executor.preparation import Preparation
+from services.executor.preparation import Preparation, Prepared
 from services.executor.results import Results
 from services.executor.runs import Runner, conflicting_request
 from services.executor.store import Execution, Store
@@ -53,7 +55,7 @@ class Jobs:
         letters: DeadLetters,
         metrics: ExecutorMetrics,
         health: Health,
-        running_per_key: int,
+        limits: KeyLimits,
         outgoing: asyncio.Event,
     ) -> None:
         self._bus = bus
@@ -64,7 +66,7 @@ class Jobs:
         self._letters = letters
         self._metrics = metrics
         self._health = health
-        self._running_per_key = running_per_key
+        self._limits = limits
         self._outgoing = outgoing
         self._wake = asyncio.Event()
         self._jobs_wait = True
@@ -83,10 +85,13 @@ class Jobs:
             return ExecutionAccepted(execution_id=earlier.id, status=earlier.status)
         locked = self._results.lock_job(prepared.id, execute, prepared.resource)
         admission = await self._store.enqueue(
-            prepared.as_row(), mode=prepared.lease.mode, job=locked.blob, job_key_id=locked.key_id
+            prepared.as_row(), mode=prepared.lease.mode, job=locked.blob, job_key_id=locked.key_id, hold=prepared.hold
         )
         if admission.outcome == "conflict":
             raise conflicting_request()
+        if admission.outcome == "budget":
+            self._metrics.refused.labels(admission.outcome).inc()
+            raise refusal(admission, prepared.resource.owner, execute.caller, prepared.hold)
         self._wake.set()
         earlier = await self._store.get(admission.execution_id) if admission.outcome == "existing" else None
         return ExecutionAccepted(execution_id=admission.execution_id, status=earlier.status if earlier else "queued")
@@ -185,7 +190,10 @@ class Jobs:
 
     async def _claim(self) -> Execution | None:
         return await self._store.claim(
-            running_per_key=self._running_per_key, executor=self._bus.instance, lease_token=uuid4()
+            running_per_key=self._limits.running,
+            executor=self._bus.instance,
+            lease_token=uuid4(),
+            rates=self._limits.rates,
         )
 
     async def _begin(self, row: Execution) -> bool:
@@ -201,6 +209,7 @@ class Jobs:
             return True
         try:
             prepared = replace(await self._preparation.resume(execute, resource, row.created_at), id=row.id)
+            check_mode(prepared, row.mode)
         except asyncio.CancelledError:
             await self._store.put_back(row.id, row.lease_token)
             raise
@@ -256,6 +265,16 @@ class Jobs:
             execution_id, executor=self._bus.instance, lease_token=token
         ):
             await self.end_unbegun(row, token, "failed", error)
+
+
+def check_mode(prepared: Prepared, accepted: Mode) -> None:
+    """Daily limits count test and live runs apart, and what a job holds is held where it was accepted."""
+    resource, caller = prepared.resource, prepared.execute.caller
+    if prepared.lease.mode != accepted and is_limited(resource.budgets, resource.owner, caller):
+        raise ServiceError(
+            ErrorCode.CONFLICT,
+            "The key behind this resource was changed between test and live after this was accepted; send it again.",
+        )
 
 
 def execute_as(publisher: str, request: ExecuteRequest, default_id: UUID) -> Execute:

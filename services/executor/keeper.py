@@ -11,6 +11,7 @@ import asyncpg
 import structlog
 
 from contracts.errors import ErrorCode
+from services.executor.cooldowns import Cooldowns
 from services.executor.endings import ended_row, ending_of, interrupted
 from services.executor.frames import Frames, last_seq
 from services.executor.metrics import ExecutorMetrics
@@ -29,10 +30,17 @@ _JANITOR_EVERY_S = 300.0
 
 class Keeper:
     def __init__(
-        self, bus: Bus, store: Store, runner: Runner, metrics: ExecutorMetrics, wake_outbox: asyncio.Event
+        self,
+        bus: Bus,
+        store: Store,
+        cooldowns: Cooldowns,
+        runner: Runner,
+        metrics: ExecutorMetrics,
+        wake_outbox: asyncio.Event,
     ) -> None:
         self._bus = bus
         self._store = store
+        self._cooldowns = cooldowns
         self._runner = runner
         self._metrics = metrics
         self._wake_outbox = wake_outbox
@@ -74,11 +82,12 @@ class Keeper:
                 self._wake_outbox.set()
 
     async def clean(self) -> None:
-        """Background work: delete outputs that need not be kept any longer."""
+        """Background work: delete outputs that need not be kept any longer, and limits that are over."""
         while True:
             erased = await self._store.erase_expired_results()
             if erased:
                 log.info("results_erased", results=erased)
+            await self._cooldowns.clean()
             await asyncio.sleep(_JANITOR_EVERY_S)
 
     async def _interrupt(self, row: Execution) -> None:

@@ -10,6 +10,7 @@ import asyncpg
 from prometheus_client import CollectorRegistry
 from pydantic import Field, SecretStr
 
+from contracts.keys import KeysChanged
 from contracts.subjects import (
     AS_CANCEL,
     AS_GET,
@@ -37,6 +38,7 @@ from contracts.subjects import (
 )
 from services.executor.attachments import Attachments
 from services.executor.calls import Calls
+from services.executor.cooldowns import Cooldowns
 from services.executor.costs import PendingCosts
 from services.executor.dead_letter_store import DeadLetterStore
 from services.executor.dead_letters import DeadLetters
@@ -46,6 +48,8 @@ from services.executor.janitor import Janitor
 from services.executor.jobs import Jobs
 from services.executor.keeper import LEASE_S, Keeper
 from services.executor.leases import KeyLeases
+from services.executor.limits import KeyLimits, Rates
+from services.executor.limits_store import LimitsStore
 from services.executor.media import MediaStore
 from services.executor.media_store import MediaIndex
 from services.executor.metrics import ExecutorMetrics
@@ -86,11 +90,18 @@ class Settings(ServiceSettings):
     media_name_secret: SecretStr = Field(description="Makes the names of media unguessable.")
     public_url: str = Field(default="http://127.0.0.1:8402", description="Where the gateway is reached from outside.")
     running_per_key: int = Field(default=5, ge=1, description="Runs at once per creator's key, over all executors.")
+    requests_per_minute_per_caller: int = Field(default=60, ge=0, description="On one key; 0 is no limit.")
+    requests_per_minute_per_key: int = Field(default=300, ge=0, description="Of all callers; 0 is no limit.")
     slot_wait_s: float = Field(default=2.0, ge=0, le=60)
     max_running: int = Field(default=500, ge=1, description="Runs at once in this process.")
     keep_results_hours: float = Field(default=24.0, ge=0)
     keep_inputs_hours: float = Field(default=24.0, ge=1, description="How long uploads stay that no run needs.")
     postgres_pool: int = Field(default=10, ge=2, le=100)
+
+    def key_limits(self) -> KeyLimits:
+        """What every creator's key takes."""
+        rates = Rates(self.requests_per_minute_per_key, self.requests_per_minute_per_caller)
+        return KeyLimits(self.running_per_key, rates)
 
 
 def build(settings: Settings) -> Service:
@@ -102,20 +113,21 @@ def build(settings: Settings) -> Service:
     store = Store(pool, lease_s=LEASE_S)
     leases = KeyLeases(bus, ExecutorIdentity.parse(settings.executor_identity.get_secret_value()))
     resolutions = Resolutions(bus)
-    pseudonym_secret = hmac.digest(_name_secret(settings), b"pseudonyms of callers", "sha256")
     attachments, media = _media(service, pool, settings, metrics)
+    pseudonym_secret = hmac.digest(_name_secret(settings), b"pseudonyms of callers", "sha256")
     preparation = Preparation(bus, resolutions, leases, attachments, pseudonym_secret=pseudonym_secret)
     upstream = Upstream(settings.openrouter_url, settings.sandbox_url)
     generations = GenerationNotes(store)
+    cooldowns = Cooldowns(LimitsStore(pool), metrics)
     results = _results(settings)
     runner = Runner(
         bus=bus,
         store=store,
-        calls=Calls(store, leases, upstream, generations, metrics, media),
+        calls=Calls(store, leases, upstream, generations, cooldowns, metrics, media),
         results=results,
         slots=Slots(wait_s=settings.slot_wait_s),
         metrics=metrics,
-        running_per_key=settings.running_per_key,
+        limits=settings.key_limits(),
         max_running=settings.max_running,
     )
     outgoing = asyncio.Event()
@@ -128,18 +140,18 @@ def build(settings: Settings) -> Service:
         letters=DeadLetters(DeadLetterStore(pool), results),
         metrics=metrics,
         health=service.health,
-        running_per_key=settings.running_per_key,
+        limits=settings.key_limits(),
         outgoing=outgoing,
     )
     handlers = Handlers(bus=bus, store=store, preparation=preparation, runner=runner, jobs=jobs, results=results)
     workflows = _workflows(service, pool, store, jobs, results, metrics, preparation, handlers)
     runner.at_end += [outgoing.set, jobs.slot_freed, workflows.run_ended]
-    keeper = Keeper(bus, store, runner, metrics, outgoing)
+    keeper = Keeper(bus, store, cooldowns, runner, metrics, outgoing)
     outbox = Outbox(bus, store, metrics, outgoing)
     _serve(bus, handlers)
     _look_after_dead_letters(service, Requeue(DeadLetterStore(pool), store, results, jobs, metrics))
     reconciler = Reconciler(ReconciliationStore(pool), store, upstream, leases, metrics, outgoing)
-    _keep_in_touch(service, runner, leases, resolutions)
+    _keep_in_touch(service, runner, leases, cooldowns, resolutions)
     costs = PendingCosts(store, upstream, leases, metrics, outgoing)
     endless = (keeper.renew, keeper.reap, keeper.clean, costs.look_up, outbox.relay, generations.write)
     for work in (*endless, jobs.take_in, jobs.work, reconciler.work):
@@ -184,10 +196,17 @@ def _media(
     return Attachments(files, index, settings.public_url), media
 
 
-def _keep_in_touch(service: Service, runner: Runner, leases: KeyLeases, resolutions: Resolutions) -> None:
+def _keep_in_touch(
+    service: Service, runner: Runner, leases: KeyLeases, cooldowns: Cooldowns, resolutions: Resolutions
+) -> None:
     """What has to be said again after every reconnect, and what is dropped because an event may have been missed."""
     bus = service.bus
-    bus.listen(KEYS_CHANGED, leases.changed)
+
+    async def key_changed(event: KeysChanged) -> None:
+        await leases.changed(event)
+        await cooldowns.changed(event)
+
+    bus.listen(KEYS_CHANGED, key_changed)
     bus.listen(RESOURCE_CHANGED, resolutions.resource_changed)
     bus.listen(MODEL_CHANGED, resolutions.model_changed)
 

@@ -10,6 +10,7 @@ _SHORT_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0
 
 class ExecutorMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._count_limits(registry)
         # status: succeeded, failed, canceled, interrupted; code: ok and ErrorCode
         self.executions = Counter("x402jobs_executions", "Runs that ended.", ["status", "code"], registry=registry)
         # status: as above
@@ -74,4 +75,20 @@ class ExecutorMetrics:
         # direction: more (was charged than receipts said), less
         self.cost_drift_usd = Counter(
             "x402jobs_cost_drift_usd", "By how much accounts and receipts differed.", ["direction"], registry=registry
+        )
+
+    def _count_limits(self, registry: CollectorRegistry) -> None:
+        # reason: cooling, rate, budget
+        self.refused = Counter(
+            "x402jobs_refused", "Requests that a limit refused before they became a run.", ["reason"], registry=registry
+        )
+        # reason: platform, free_tier, provider
+        self.cooldowns = Counter(
+            "x402jobs_cooldowns",
+            "Pauses that upstream asked for, of a key or of a model.",
+            ["reason"],
+            registry=registry,
+        )
+        self.ceilings_exceeded = Counter(
+            "x402jobs_ceilings_exceeded", "Runs that cost more than was held for them.", registry=registry
         )

@@ -6,7 +6,7 @@ Everything that can be refused is refused here, before a row is written or a slo
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -19,7 +19,9 @@ from contracts.execution import Execute
 from contracts.subjects import DRAFTS_CHECK
 from services.executor.access import check_run, error_for_caller
 from services.executor.attachments import Attachments
+from services.executor.ceilings import ceiling
 from services.executor.leases import KeyLeases, Lease
+from services.executor.limits import Hold, hold_of, is_limited
 from services.executor.request import ModelRequest, build_request, pseudonym
 from services.executor.resolutions import Resolutions
 from services.executor.store import NewExecution
@@ -36,6 +38,8 @@ class Prepared:
     request: ModelRequest
     lease: Lease
     received_at: datetime
+    hold: Hold | None = None
+    """What admission holds of daily limits; None where none concerns the run, and once a run has been accepted."""
 
     def as_row(self) -> NewExecution:
         return NewExecution(
@@ -86,9 +90,13 @@ class Preparation:
         resource = await self._resource(execute)
         check_run(resource, execute.caller, execute)
         try:
-            return await self.resume(execute, resource, received_at)
+            prepared = await self.resume(execute, resource, received_at)
         except ServiceError as error:
             raise ServiceError.from_body(error_for_caller(error.body, resource.owner, execute.caller)) from None
+        if not is_limited(resource.budgets, resource.owner, execute.caller):
+            return prepared
+        most_usd = ceiling(resource, prepared.request, execute.caller)
+        return replace(prepared, hold=hold_of(resource, execute.caller, most_usd))
 
     async def foresee(self, execute: Execute) -> ResolvedResource:
         """The resource of a run that is to be made later. Raises ServiceError for every reason that its input has no part in."""

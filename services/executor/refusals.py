@@ -23,6 +23,15 @@ from services.executor.faults import KEYS_URL, Fault
 CREDITS_URL = "https://openrouter.ai/settings/credits"
 PRIVACY_URL = "https://openrouter.ai/settings/privacy"
 
+FREE_TIER = (
+    "The daily or per-minute limit of free models is reached for this OpenRouter account. Wait, or its owner "
+    "can buy credits: ten dollars once lift the daily limit from 50 to 1000 requests."
+)
+KEY_LIMITED = "OpenRouter limits the requests of the key behind this resource. Try again later."
+PROVIDER_LIMITED = "The provider of this model takes no more requests at the moment. Try again shortly."
+KEY_REST_S = 60.0
+"""How long a key rests after the platform's 429 that names no time."""
+
 _MAX_CLASSIFIED_CHARS = 20_000
 _MAX_RETRY_AFTER_S = 86_400.0
 
@@ -180,11 +189,10 @@ def _classify(facts: _Facts, now_s: float) -> Fault:
     if isinstance(retryable, bool):
         fault = replace(fault, retry=retryable)
     hinted = fault.retry or fault.code in {ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE}
-    return replace(
-        fault,
-        upstream_status=facts.status,
-        retry_after_s=_retry_after(facts, now_s) if hinted else None,
-    )
+    retry_after_s = _retry_after(facts, now_s) if hinted else None
+    if retry_after_s is None and fault.cools in {"key", "free"}:
+        retry_after_s = KEY_REST_S
+    return replace(fault, upstream_status=facts.status, retry_after_s=retry_after_s)
 
 
 def _by_availability(facts: _Facts) -> Fault | None:
@@ -379,32 +387,17 @@ def _model_unavailable(facts: _Facts) -> Fault:
 
 def _limited(facts: _Facts) -> Fault:
     if "free-models" in facts.text or facts.limit_source.startswith("openrouter_free_tier"):
-        sentence = (
-            "The daily or per-minute limit of free models is reached for this OpenRouter account. Wait, or its owner "
-            "can buy credits: ten dollars once lift the daily limit from 50 to 1000 requests."
-        )
         return Fault(
-            ErrorCode.RATE_LIMITED, sentence, retry=True, scope="key", action_url=CREDITS_URL, cools="key"
+            ErrorCode.RATE_LIMITED, FREE_TIER, retry=True, scope="key", action_url=CREDITS_URL, cools="free"
         )  # fmt: skip
     # What breaks a stream that has begun is the provider's limit: the platform's own is checked before the 200.
     if facts.from_provider or facts.in_stream or facts.limit_source.startswith("upstream") or "upstream" in facts.text:
         return _provider_limit()
-    return Fault(
-        ErrorCode.RATE_LIMITED,
-        "OpenRouter limits the requests of the key behind this resource. Try again later.",
-        retry=True,
-        scope="key",
-        cools="key",
-    )
+    return Fault(ErrorCode.RATE_LIMITED, KEY_LIMITED, retry=True, scope="key", cools="key")
 
 
 def _provider_limit() -> Fault:
-    return Fault(
-        ErrorCode.RATE_LIMITED,
-        "The provider of this model takes no more requests at the moment. Try again shortly.",
-        retry=True,
-        cools="model",
-    )
+    return Fault(ErrorCode.RATE_LIMITED, PROVIDER_LIMITED, retry=True, cools="model")
 
 
 def _provider_down() -> Fault:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from types import MappingProxyType
 from pydantic import JsonValue
 
 from contracts.attachments import SENDABLE, pdf_engine
-from contracts.catalog import MAX_INPUT_BYTES, InputField, Model, OpenRouterConfig, ResolvedResource
+from contracts.catalog import MAX_INPUT_BYTES, InputField, Model, ResolvedResource
 from contracts.errors import ErrorCode, FieldProblem, ServiceError
 from contracts.execution import Caller
 from contracts.money import exact_decimal
@@ -60,13 +60,14 @@ def build_request(
     parts: list[JsonValue] = [content_part(name, file) for name, file in files.items()]
     messages.append({"role": "user", "content": [{"type": "text", "text": prompt}, *parts] if parts else prompt})
     body: dict[str, JsonValue] = {key: value for key, value in config.parameters.items() if key not in _OURS_ALONE}
-    body |= {"model": config.model_id, "messages": messages, "stream": True, "user": user}
-    if fallbacks := _living_fallbacks(resource):
-        body["models"] = [config.model_id, *fallbacks]
+    asked = models_asked(resource)
+    body |= {"model": asked[0], "messages": messages, "stream": True, "user": user}
+    if len(asked) > 1:
+        body["models"] = [*asked]
     if config.temperature is not None:
         body["temperature"] = config.temperature
     if config.max_tokens is not None:
-        answering = [resource.model, *(model for model in resource.fallbacks if model.id in fallbacks)]
+        answering = [model for model in (resource.model, *resource.fallbacks) if model.id in asked]
         body |= dict.fromkeys(map(_name_of_limit, answering), config.max_tokens)
     if config.modalities != ["text"]:
         body["modalities"] = [*config.modalities]
@@ -74,8 +75,8 @@ def build_request(
         body.setdefault("audio", {**_STREAMED_AUDIO})
     if any(file.mime_type == _PDF for file in files.values()):
         _choose_pdf_engine(body, pdf_engine(config, resource.model))
-    _guard_price(body, config, resource.model)
-    return ModelRequest(config.model_id, body, tuple(files.values()))
+    _guard_price(body, resource, asked)
+    return ModelRequest(asked[0], body, tuple(files.values()))
 
 
 def _choose_pdf_engine(body: dict[str, JsonValue], engine: str) -> None:
@@ -89,10 +90,13 @@ def _choose_pdf_engine(body: dict[str, JsonValue], engine: str) -> None:
     body["plugins"] = [*others, {"id": "file-parser", "pdf": {"engine": engine}}]
 
 
-def _living_fallbacks(resource: ResolvedResource) -> list[str]:
-    """Upstream refuses a whole request for one id that it does not know, so what is retired is left out."""
-    gone = {model.id for model in resource.fallbacks if model.status == "retired"}
-    return [model_id for model_id in resource.config.fallback_models if model_id not in gone]
+def models_asked(resource: ResolvedResource) -> list[str]:
+    """The models that may answer, in the order upstream tries them. A retired one is left out where another can answer:
+    upstream refuses a request that names a model which it does not know."""
+    config = resource.config
+    gone = {model.id for model in (resource.model, *resource.fallbacks) if model.status == "retired"}
+    named = [config.model_id, *config.fallback_models]
+    return [model_id for model_id in named if model_id not in gone] or [config.model_id]
 
 
 def _name_of_limit(model: Model) -> str:
@@ -189,13 +193,13 @@ def _faults_of(field: InputField, value: JsonValue) -> Iterator[str]:
 # The price guard ------------------------------------------------------------------------------------------------------
 
 
-def _guard_price(body: dict[str, JsonValue], config: OpenRouterConfig, model: Model) -> None:
+def _guard_price(body: dict[str, JsonValue], resource: ResolvedResource, asked: Sequence[str]) -> None:
     """Adds `provider.max_price`, the one guard that refuses instead of paying, where the creator set no lower one.
 
-    Not with fallback models: the guard holds for all of them, and only the first one's price is known here.
+    It holds for whichever model answers, so it is the price of the dearest; one without a fixed price leaves it out.
     """
-    highest = highest_model_price(model)
-    if highest is None or config.fallback_models:
+    highest = highest_price_asked(resource, asked)
+    if highest is None:
         return
     provider = body.get("provider")
     provider = dict(provider) if isinstance(provider, dict) else {}
@@ -208,6 +212,18 @@ def _guard_price(body: dict[str, JsonValue], config: OpenRouterConfig, model: Mo
         limits[name] = theirs if lower else ours
     provider["max_price"] = limits
     body["provider"] = provider
+
+
+def highest_price_asked(resource: ResolvedResource, asked: Sequence[str]) -> tuple[Decimal, Decimal] | None:
+    """The highest prompt and completion price of the models that may answer, in USD per token; None where one of them has
+    no fixed price, or none costs anything."""
+    known = {model.id: model for model in (resource.model, *resource.fallbacks)}
+    if any(model_id not in known for model_id in asked):
+        return None
+    prices = [highest_model_price(known[model_id]) for model_id in asked if known[model_id].price_kind != "free"]
+    if not prices or None in prices:
+        return None
+    return max(price[0] for price in prices if price), max(price[1] for price in prices if price)
 
 
 def highest_model_price(model: Model) -> tuple[Decimal, Decimal] | None:

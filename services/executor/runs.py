@@ -41,6 +41,7 @@ from services.executor.endings import (
 )
 from services.executor.faults import Fault, UpstreamFailed
 from services.executor.frames import Frames
+from services.executor.limits import KeyLimits, cooldowns_of, refusal
 from services.executor.metrics import ExecutorMetrics
 from services.executor.normalise import Answer
 from services.executor.preparation import Prepared, request_hash
@@ -71,7 +72,7 @@ class Runner:
         results: Results,
         slots: Slots,
         metrics: ExecutorMetrics,
-        running_per_key: int,
+        limits: KeyLimits,
         max_running: int,
     ) -> None:
         self._bus = bus
@@ -80,7 +81,7 @@ class Runner:
         self._results = results
         self._slots = slots
         self._metrics = metrics
-        self._running_per_key = running_per_key
+        self._limits = limits
         self._max_running = max_running
         self.runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[RunReply]] = set()
@@ -113,20 +114,28 @@ class Runner:
         token = uuid4()
         row = prepared.as_row()
         asked_s = time.monotonic()
+        caller, cooling = prepared.execute.caller, cooldowns_of(prepared.resource)
         admission = await self._slots.admit(
             row.owner,
+            caller,
             lambda: self._store.admit(
                 row,
                 mode=prepared.lease.mode,
-                running_per_key=self._running_per_key,
+                running_per_key=self._limits.running,
                 executor=self._bus.instance,
                 lease_token=token,
+                rates=self._limits.rates,
+                hold=prepared.hold,
+                cooling=cooling,
             ),
         )
         if admission.outcome == "conflict":
             raise conflicting_request()
         if admission.outcome == "existing":
             return await self.reply_of(admission.execution_id)
+        if admission.outcome != "admitted":
+            self._metrics.refused.labels(admission.outcome).inc()
+            raise refusal(admission, row.owner, caller, prepared.hold)
         queued_ms = round((time.monotonic() - asked_s) * 1000)
         return await self.begin(prepared, token, queued_ms)
 
@@ -374,6 +383,10 @@ class Runner:
             metrics.overhead_seconds.observe(now - run.begun_s - (run.upstream_until_s - run.upstream_from_s))
         for kind in ("prompt", "completion", "reasoning", "cached"):
             metrics.tokens.labels(kind).inc(getattr(ended.usage, f"{kind}_tokens") or 0)
+        hold = run.prepared.hold
+        if hold is not None and ended.cost.model_usd is not None and ended.cost.model_usd > hold.usd:
+            metrics.ceilings_exceeded.inc()
+            log.error("ceiling_exceeded", held_usd=str(hold.usd), cost_usd=str(ended.cost.model_usd))
         # A counter for dashboards is a float by its nature; receipts are what is exact.
         metrics.model_cost_usd.inc(float(ended.cost.model_usd or 0))
         metrics.price_usd.inc(float(ended.cost.price_usd or 0))

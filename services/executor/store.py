@@ -6,7 +6,7 @@ the lease token: of two that try, one wins and the other learns it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -20,6 +20,7 @@ from contracts.execution import Caller, CostStatus, ExecutionStatus
 from contracts.keys import Mode
 from services.executor.batch_store import admit_all, finish_all, json_text
 from services.executor.batches import Batches
+from services.executor.limits import UNLIMITED, Admission, Hold, Rates
 from services.runtime.postgres import unavailable_when_down
 
 # A job that waits for a part of ours is queued to everybody else.
@@ -100,13 +101,6 @@ class NewExecution:
 
 
 @dataclass(frozen=True)
-class Admission:
-    outcome: Literal["admitted", "existing", "conflict", "full"]
-    execution_id: UUID
-    at: datetime
-
-
-@dataclass(frozen=True)
 class OutgoingMessage:
     """Something to publish because of what is committed with it."""
 
@@ -161,6 +155,10 @@ class PendingCost:
     lookups: int
 
 
+def _hold_arguments(hold: Hold | None) -> tuple[Decimal | None, ...]:
+    return (None, None, None, None) if hold is None else (hold.usd, hold.key_usd, hold.resource_usd, hold.caller_usd)
+
+
 def _execution(record: asyncpg.Record) -> Execution:
     return Execution(**{name: record[name] for name in Execution.__dataclass_fields__})
 
@@ -181,56 +179,42 @@ class Store:
     # Beginning --------------------------------------------------------------------------------------------------------
 
     async def admit(
-        self, new: NewExecution, *, mode: Mode, running_per_key: int, executor: str, lease_token: UUID
+        self,
+        new: NewExecution,
+        *,
+        mode: Mode,
+        running_per_key: int,
+        executor: str,
+        lease_token: UUID,
+        rates: Rates = UNLIMITED,
+        hold: Hold | None = None,
+        cooling: Sequence[str] = (),
     ) -> Admission:
-        """Look the request up, check the limit, insert the run with its first attempt: one round trip."""
+        """Look the request up, check every limit, insert the run with its first attempt: one round trip.
+
+        `cooling` names the cooldowns that concern the run, `hold` what it may cost where its creator limits a day.
+        """
         record = await self._admissions.call(
             (
                 new.id, new.owner, new.caller_kind, new.caller_id, new.viewer, new.resource_id, new.resource_version,
                 new.model_id, mode, json_text(new.pricing), new.idempotency_key, new.request_hash, running_per_key,
-                executor, lease_token,
+                executor, lease_token, " ".join(cooling), rates.per_key, rates.per_caller, *_hold_arguments(hold),
             )
         )  # fmt: skip
-        return Admission(record["outcome"], record["execution_id"], record["admitted_at"])
+        return Admission(*record)
 
-    async def enqueue(self, new: NewExecution, *, mode: Mode, job: bytes, job_key_id: str) -> Admission:
+    async def enqueue(
+        self, new: NewExecution, *, mode: Mode, job: bytes, job_key_id: str, hold: Hold | None = None
+    ) -> Admission:
         """Insert a queued run, or find the one that the same request made before."""
-        async with unavailable_when_down(), self._pool.acquire() as connection, connection.transaction():
-            await connection.execute(
-                """UPDATE executor.executions SET idempotency_key = NULL
-                   WHERE caller_kind = $1 AND caller_id = $2 AND idempotency_key = $3
-                     AND created_at < now() - interval '24 hours'""",
-                new.caller_kind, new.caller_id, new.idempotency_key,
-            )  # fmt: skip
-            record = await connection.fetchrow(
-                """INSERT INTO executor.executions (
-                       id, owner, caller_kind, caller_id, viewer, resource_id, resource_version, model_id, pricing, status,
-                       idempotency_key, request_hash, mode, job, job_key_id)
-                   VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,'queued',$10,$11,$12,$13,$14)
-                   ON CONFLICT DO NOTHING
-                   RETURNING id, created_at""",
+        async with unavailable_when_down():
+            record = await self._pool.fetchrow(
+                "SELECT * FROM executor.enqueue($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19)",
                 new.id, new.owner, new.caller_kind, new.caller_id, new.viewer, new.resource_id, new.resource_version,
-                new.model_id, new.pricing, new.idempotency_key, new.request_hash, mode, job, job_key_id,
+                new.model_id, mode, new.pricing, new.idempotency_key, new.request_hash, job, job_key_id, new.media,
+                *_hold_arguments(hold),
             )  # fmt: skip
-            if record is not None:
-                if new.media:
-                    await connection.execute(
-                        "INSERT INTO executor.media_references (name, execution_id) SELECT unnest($1::text[]), $2",
-                        new.media, new.id,
-                    )  # fmt: skip
-                return Admission("admitted", record["id"], record["created_at"])
-            known = await connection.fetchrow(
-                """SELECT id, request_hash, caller_kind, caller_id, created_at FROM executor.executions
-                   WHERE id = $1 OR (caller_kind = $2 AND caller_id = $3 AND idempotency_key = $4)
-                   ORDER BY (id = $1) DESC LIMIT 1""",
-                new.id, new.caller_kind, new.caller_id, new.idempotency_key,
-            )  # fmt: skip
-        same = (known["request_hash"], known["caller_kind"], known["caller_id"]) == (
-            new.request_hash,
-            new.caller_kind,
-            new.caller_id,
-        )
-        return Admission("existing" if same else "conflict", known["id"], known["created_at"])
+        return Admission(*record)
 
     async def find_same(
         self, execution_id: UUID | None, caller: Caller, idempotency_key: str | None, request_hash: bytes
@@ -246,24 +230,34 @@ class Store:
             )  # fmt: skip
         return None if record is None else _execution(record)
 
-    async def claim(self, *, running_per_key: int, executor: str, lease_token: UUID) -> Execution | None:
-        """Take one queued run whose key has a free slot."""
+    async def claim(
+        self, *, running_per_key: int, executor: str, lease_token: UUID, rates: Rates = UNLIMITED
+    ) -> Execution | None:
+        """Take one queued run whose key has a free slot, is in no cooldown, and whose minute has room."""
         async with unavailable_when_down():
             record = await self._pool.fetchrow(
-                "SELECT * FROM executor.claim($1, $2, $3, $4)", running_per_key, executor, lease_token, self._lease
-            )
+                "SELECT * FROM executor.claim($1, $2, $3, $4, $5, $6)",
+                running_per_key, executor, lease_token, self._lease, rates.per_key, rates.per_caller,
+            )  # fmt: skip
         return None if record is None else _execution(record)
 
     async def has_queued(self) -> bool:
         found = await self._pool.fetchval("SELECT EXISTS (SELECT FROM executor.executions WHERE status = 'queued')")
         return cast("bool", found)
 
-    async def begin_attempt(self, execution_id: UUID, number: int) -> None:
-        """Committed before the call that it is for."""
+    async def begin_attempt(self, execution_id: UUID, number: int, cooling: Sequence[str] = ()) -> bool:
+        """Committed before the call that it is for; False when one of the cooldowns in `cooling` has begun meanwhile."""
         async with unavailable_when_down():
-            await self._pool.execute(
-                "INSERT INTO executor.attempts (execution_id, number) VALUES ($1, $2)", execution_id, number
-            )
+            begun = await self._pool.fetchval(
+                """INSERT INTO executor.attempts (execution_id, number)
+                   SELECT $1, $2 FROM executor.executions e
+                   WHERE e.id = $1 AND NOT EXISTS (
+                       SELECT FROM executor.cooldowns c
+                       WHERE c.owner = e.owner AND c.about = ANY($3::text[]) AND c.until > now())
+                   RETURNING true""",
+                execution_id, number, cooling,
+            )  # fmt: skip
+        return begun is not None
 
     async def note_generations(self, generations: list[tuple[UUID, int, str]]) -> None:
         """Write generation ids of calls that are under way, so that their cost can be found should we die."""

@@ -19,6 +19,7 @@ import psutil
 from deploy.local.stack import Stack
 from tests.bench.load import Target, Timings, measure
 from tests.bench.search import measure_searches, write_catalog
+from tests.stack import AS_FAST_AS_CAN_BE
 
 KEY = "sk-or-test-benchmark"
 TOKENS_PER_LONG_STREAM = 200
@@ -140,7 +141,7 @@ async def main() -> None:
     args = _parse()
     settings: dict[str, dict[str, Any]] = {
         "sandbox": {"SANDBOX_FIRST_TOKEN_MS": "0", "SANDBOX_TOKENS_PER_S": "0"},
-        "executor": {"RUNNING_PER_KEY": "1000", "LOG_LEVEL": "WARNING"},
+        "executor": {"RUNNING_PER_KEY": "1000", "LOG_LEVEL": "WARNING", **AS_FAST_AS_CAN_BE},
         "gateway": {"LOG_LEVEL": "WARNING"},
     }
     with tempfile.TemporaryDirectory() as directory:

@@ -16,6 +16,7 @@ LABELS = {
     "direction": "of a difference: more, less",
     "method": "HTTP methods that have a route, or other",
     "outcome": "of a sync: applied, unchanged, refused, failed; of a comparison of costs: same, differs, found, untold",
+    "reason": "of a refusal: cooling, rate, budget; of a cooldown: platform, free_tier, provider",
     "result": "a Literal in the code beside the metric",
     "route": "the template of a route of the gateway, or none",
     "rpc": "names of the registry",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from contracts.errors import ErrorCode
 from services.executor.faults import KEYS_URL, Fault, timed_out, unreachable
-from services.executor.refusals import CREDITS_URL, from_error, from_response
+from services.executor.refusals import CREDITS_URL, KEY_REST_S, from_error, from_response
 from tests.stack import shared_data
 
 FOLDER = shared_data() / "openrouter-responses"
@@ -114,13 +114,14 @@ def test_each_row_of_the_table_means_the_same_as_a_status_and_inside_a_200(
 def test_the_platforms_own_limit_cools_the_key_until_its_reset_in_epoch_milliseconds() -> None:
     limit = message("Rate limit exceeded: free-models-per-day. Add 10 credits", 429)
     fault = refused(429, limit, {"X-RateLimit-Reset": str(int((NOW_S + 90) * 1000)), "X-RateLimit-Limit": "50"})
-    assert (fault.cools, fault.scope, fault.action_url) == ("key", "key", CREDITS_URL)
+    assert (fault.cools, fault.scope, fault.action_url) == ("free", "key", CREDITS_URL)
     assert fault.retry_after_s == pytest.approx(90)
     assert "free models" in fault.message
     assert "credits" in fault.message
     mirrored = {"headers": {"X-RateLimit-Reset": (NOW_S + 30) * 1000}}
     assert refused(429, message("Rate limit exceeded", 429, **mirrored)).retry_after_s == pytest.approx(30)
-    assert refused(429, message("Rate limit exceeded", 429)).cools == "key"
+    unhinted = refused(429, message("Rate limit exceeded", 429))
+    assert (unhinted.cools, unhinted.retry_after_s) == ("key", KEY_REST_S)
 
 
 def test_the_402_quotes_name_the_smallest_amount_that_would_pass() -> None:

@@ -7,9 +7,10 @@ from functools import partial
 import pytest
 
 from contracts.errors import ErrorCode, ServiceError
+from contracts.execution import Caller
+from services.executor.limits import Admission
 from services.executor.slots import Slots
-from services.executor.store import Admission
-from tests.unit.executor_parts import NOON, RUN_ID
+from tests.unit.executor_parts import BOB, NOON, RUN_ID
 
 
 class Key:
@@ -28,8 +29,8 @@ class Key:
         return Admission("admitted", RUN_ID, NOON)
 
 
-def admit(slots: Slots, key: Key, name: str, owner: str = "ada") -> asyncio.Task[Admission]:
-    return asyncio.create_task(slots.admit(owner, lambda: key.ask(name)))
+def admit(slots: Slots, key: Key, name: str, owner: str = "ada", caller: Caller = BOB) -> asyncio.Task[Admission]:
+    return asyncio.create_task(slots.admit(owner, caller, lambda: key.ask(name)))
 
 
 async def settle() -> None:
@@ -48,7 +49,7 @@ async def test_any_other_answer_than_full_ends_the_question(outcome: str) -> Non
     async def ask() -> Admission:
         return Admission(outcome, RUN_ID, NOON)  # type: ignore[arg-type]
 
-    assert (await Slots(wait_s=1).admit("ada", ask)).outcome == outcome
+    assert (await Slots(wait_s=1).admit("ada", BOB, ask)).outcome == outcome
 
 
 async def test_waiter_is_woken_by_the_end_of_a_run() -> None:
@@ -155,7 +156,7 @@ async def test_error_of_the_question_reaches_who_asked_and_the_next_one_asks() -
     async def fail() -> Admission:
         raise ServiceError(ErrorCode.UNAVAILABLE, "Down.")
 
-    failing = asyncio.create_task(slots.admit("ada", fail))
+    failing = asyncio.create_task(slots.admit("ada", BOB, fail))
     last = admit(slots, key, "last")
     await settle()
     key.free = 2

@@ -27,7 +27,8 @@ router = APIRouter(prefix="/api/budgets", tags=["budgets"], route_class=SignedIn
 async def get_budgets(request: Request, user: SignedIn) -> Response:
     """What is spent is what today's finished runs cost you, as far as it is known; a day is a day in UTC.
 
-    Limits are watched and you are told; no run is refused by them yet.
+    You are told at 80 and at 100 percent. A run begins only while every limit has room for the most that it can cost; what runs
+    under way hold for that is not shown here.
     """
     return await forward(request, BUDGETS_GET, OwnerRef.model_construct(owner=user.user))
 
