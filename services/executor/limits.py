@@ -147,7 +147,8 @@ def cooldown_after(fault: Fault, resource: ResolvedResource) -> Cooldown | None:
     if fault.cools is None:
         return None
     default_s = MODEL_REST_S if fault.cools == "model" else KEY_REST_S
-    rest = timedelta(seconds=min(fault.retry_after_s or default_s, LONGEST_REST_S))
+    hint_s = default_s if fault.retry_after_s is None else fault.retry_after_s
+    rest = timedelta(seconds=min(hint_s, LONGEST_REST_S))
     if fault.cools == "model":
         # A resource may narrow down its providers, so what one meets says nothing about another creator's calls.
         return Cooldown(f"model:{resource.config.model_id}", "provider", rest)

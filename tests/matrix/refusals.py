@@ -450,7 +450,7 @@ WORDS = [
     worded("authentication", 401, end.KEY_REJECTED),
     worded("permission_denied", 403, end.UNEXPLAINED),
     worded("payment_required", 402, end.NO_CREDITS),
-    worded("rate_limit_exceeded", 429, end.KEY_BUSY, 3),
+    worded("rate_limit_exceeded", 429, end.KEY_BUSY),
     worded("provider_overloaded", 529, end.DOWN, 3),
     worded("provider_unavailable", 502, end.FAILED, 3),
     worded("invalid_request", 400, end.BAD_REQUEST),
