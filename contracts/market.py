@@ -28,6 +28,16 @@ class RunCost(Contract):
     price_usd: Usd | None
 
 
+class PdfReading(Contract):
+    """What reads the PDFs of a run, and bills that by the page beside the model's tokens."""
+
+    engine: str
+    usd_per_page: Usd | None = Field(description="Null for an engine whose price nobody here knows.")
+    low_pages: int
+    expected_pages: int
+    most_pages: int
+
+
 class Breakdown(Contract):
     """What a run of a resource is estimated to cost and bring."""
 
@@ -35,6 +45,7 @@ class Breakdown(Contract):
     expected: RunCost
     ceiling: RunCost
     measured_runs: int = Field(description="How many runs the expected figures come from; 0 for a guess.")
+    pdf: PdfReading | None = Field(default=None, description="Part of the costs, where PDFs go in.")
 
 
 class PriceDifference(Contract):

@@ -26,6 +26,7 @@ def breakdown(draft: ResourceDraft, models: Sequence[Model], measured: MeasuredT
         expected=run_cost(draft, usual.expected_usd),
         ceiling=run_cost(draft, max(known) if len(known) == len(models) else None),
         measured_runs=usual.measured_runs,
+        pdf=usual.pdf,
     )
 
 

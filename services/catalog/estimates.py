@@ -23,6 +23,7 @@ from contracts.catalog import (
     Pricing,
 )
 from contracts.money import round_price
+from services.catalog.documents import pdf_reading, said_of, with_pages, with_reading
 from services.catalog.prices import amount
 from services.catalog.sizes import MeasuredTokens, PromptSize, limits_answers, size_of_request
 
@@ -32,6 +33,7 @@ EXPECTED_COMPLETION_TOKENS = 500
 IMAGE_IN_LOW, IMAGE_IN_EXPECTED, IMAGE_IN_MOST = 85, 1_000, 16_384
 IMAGE_OUT_LOW, IMAGE_OUT_EXPECTED, IMAGE_OUT_MOST = 1_000, 1_290, 8_192
 SOUND_IN_LOW, SOUND_IN_EXPECTED, SOUND_IN_MOST = 10, 32, 100
+LIKELY_SOUND_S = 30
 SPEECH_LOW, SPEECH_EXPECTED = 10, 20
 
 _PRICES = frozenset(
@@ -88,6 +90,8 @@ def _estimate(
     request: EstimateCost, model: Model, size: PromptSize, measured: MeasuredTokens | None, *, searching: bool
 ) -> Estimate:
     assumptions = [size.source]
+    pdf = pdf_reading(request, size, model)
+    size = with_pages(size, pdf, model)
     request, endless = _with_searches(request, model, assumptions, searching=searching)
     most_completion = _completion_limit(request, model)
     expected = (
@@ -96,6 +100,7 @@ def _estimate(
     answer = expected.completion if measured is None else measured.per_run(measured.completion_tokens)
     _say_about_the_answer(expected, answer, most_completion, measured, assumptions)
     _say_about_content(request, model, size, measured, assumptions)
+    assumptions += said_of(pdf)
     costs = CostRange(low_usd=None, expected_usd=None, ceiling_usd=None)
     if (why := _unknowable(request, model)) is not None:
         assumptions.append(why)
@@ -108,6 +113,7 @@ def _estimate(
             # What has been measured was billed; a shorter prompt than the usual one must not promise less than that.
             ceiling_usd=None if most is None else max(_ceiling_cost(most, request, model), usual),
         )
+        costs = with_reading(costs, pdf)
         _say_about_prices(request, model, assumptions)
     price_usd, margin = (None, None) if request.price is None else price_and_margin(request.price, costs)
     return Estimate(
@@ -121,6 +127,7 @@ def _estimate(
         assumptions=assumptions,
         price_usd=price_usd,
         margin=margin,
+        pdf=pdf,
     )
 
 
@@ -193,7 +200,7 @@ def _expected_tokens(request: EstimateCost, size: PromptSize, most_completion: i
         cached=min(request.cached_tokens, size.expected),
         images_in=images_in * IMAGE_IN_EXPECTED,
         images_out=request.images_out * IMAGE_OUT_EXPECTED,
-        sound_in=request.audio_in_s * SOUND_IN_EXPECTED,
+        sound_in=(request.audio_in_s + size.sounds * LIKELY_SOUND_S) * SOUND_IN_EXPECTED,
         speech=request.audio_out_s * SPEECH_EXPECTED,
     )
 
@@ -225,7 +232,7 @@ def _low_tokens(request: EstimateCost, size: PromptSize) -> _Tokens:
         cached=min(request.cached_tokens, size.low),
         images_in=(request.images_in + size.images) * IMAGE_IN_LOW,
         images_out=request.images_out * IMAGE_OUT_LOW,
-        sound_in=request.audio_in_s * SOUND_IN_LOW,
+        sound_in=(request.audio_in_s + size.sounds) * SOUND_IN_LOW,
         speech=request.audio_out_s * SPEECH_LOW,
     )
 
@@ -255,7 +262,8 @@ def _most(
         completion,
         images_in=(request.images_in + size.images) * IMAGE_IN_MOST,
         images_out=request.images_out * IMAGE_OUT_MOST,
-        sound_in=request.audio_in_s * SOUND_IN_MOST,
+        # How long a recording may be only the context limits.
+        sound_in=request.audio_in_s * SOUND_IN_MOST + (model.context_length or 0 if size.sounds else 0),
     )
 
 
@@ -422,7 +430,11 @@ def _say_about_content(
         assumptions.append(f"A picture is about {IMAGE_IN_EXPECTED} prompt tokens, at most {IMAGE_IN_MOST}.")
     if request.images_out:
         assumptions.append(f"A picture that is made is about {IMAGE_OUT_EXPECTED} tokens, at most {IMAGE_OUT_MOST}.")
-    if request.audio_in_s:
+    if size.sounds:
+        assumptions.append(
+            f"A recording is taken to last {LIKELY_SOUND_S} seconds; the context limits how long it may be."
+        )
+    if request.audio_in_s or size.sounds:
         assumptions.append(f"A second of sound is about {SOUND_IN_EXPECTED} prompt tokens, at most {SOUND_IN_MOST}.")
     if request.audio_out_s:
         assumptions.append(

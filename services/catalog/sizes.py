@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from contracts.attachments import pdf_engine
 from contracts.catalog import MAX_INPUT_BYTES, EstimateCost, InputField, Model, ResourceDraft
 from contracts.errors import invalid
 from contracts.templates import find_variables, render
@@ -36,6 +37,10 @@ class PromptSize:
     most: int | None
     source: str
     images: int = 0
+    sounds: int = 0
+    pdfs: int = 0
+    pdfs_required: int = 0
+    pdf_engine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,18 @@ def size_of_resource(draft: ResourceDraft, model: Model) -> PromptSize:
     # A call that is longer than the context is refused, which costs nothing.
     limits = [limit for limit in (most, model.context_length) if limit is not None]
     source = "The prompt is the resource's templates with ordinary inputs; the ceiling takes the longest they may be."
-    images = sum(field.type == "image" for field in draft.inputs)
-    return PromptSize(math.ceil(expected / 2), expected, min(limits, default=None), source, images)
+    kinds = [field.type for field in draft.inputs]
+    return PromptSize(
+        math.ceil(expected / 2),
+        expected,
+        min(limits, default=None),
+        source,
+        images=kinds.count("image"),
+        sounds=kinds.count("audio"),
+        pdfs=kinds.count("file"),
+        pdfs_required=sum(field.type == "file" and field.required for field in draft.inputs),
+        pdf_engine=pdf_engine(draft.openrouter_config, model),
+    )
 
 
 def fill_from_resource(request: EstimateCost, draft: ResourceDraft) -> EstimateCost:
