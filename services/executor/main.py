@@ -72,6 +72,7 @@ from services.runtime.bus import Bus
 from services.runtime.files import Files
 from services.runtime.hardening import deny_dumps
 from services.runtime.identity import ExecutorIdentity
+from services.runtime.memory import give_large_blocks_back
 from services.runtime.postgres import connect, create_pool, ping
 from services.runtime.sealing import Keyring
 from services.runtime.service import Service, run
@@ -269,6 +270,7 @@ def _serve(bus: Bus, handlers: Handlers) -> None:
 
 def main() -> None:
     deny_dumps()
+    give_large_blocks_back()
     run(lambda: build(Settings()))
 
 

@@ -91,7 +91,7 @@ class Normaliser:
         self._tools: list[ToolDraft] = []
         self._audio: AudioDraft | None = None
         self._refusal: RefusalDraft | None = None
-        self._urls: set[str] = set()
+        self._files: set[int] = set()  # hashes of their base64, which may be long
         self._citations: set[tuple[object, ...]] = set()
         self._unknown: dict[str, UnknownDraft] = {}
         self._deltas: list[Delta] = []
@@ -361,9 +361,9 @@ class Normaliser:
         media = media_of(entry, kind)
         if isinstance(media, RawMedia):
             # Some providers repeat every image in the last chunk.
-            if media.pieces[0] in self._urls:
+            if (seen := hash(media.pieces[0])) in self._files:
                 return
-            self._urls.add(media.pieces[0])
+            self._files.add(seen)
             self._add_output(media, size_of(media.filename))
             return
         self._add_output(media)

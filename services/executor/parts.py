@@ -30,9 +30,12 @@ _MAX_OTHER_BYTES = 64 * 1024
 _BEYOND_FLOATS = Decimal("1e308")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class RawMedia:
-    """A finished file as it arrived: base64 in pieces, with what the model claims it is. Equal only to itself."""
+    """A finished file as it arrived: base64 in pieces, with what the model claims it is. Equal only to itself.
+
+    The pieces are gone once it is stored.
+    """
 
     kind: MediaKind
     pieces: tuple[str, ...]

@@ -15,6 +15,7 @@ from services.gateway.watch import Outages
 from services.runtime.edge import Edge
 from services.runtime.files import Files
 from services.runtime.hardening import deny_dumps
+from services.runtime.memory import give_large_blocks_back
 from services.runtime.service import Service, run
 from services.runtime.settings import ServiceSettings
 
@@ -72,6 +73,7 @@ def build(settings: Settings) -> Service:
 
 def main() -> None:
     deny_dumps()
+    give_large_blocks_back()
     run(lambda: build(Settings()))
 
 

@@ -84,10 +84,10 @@ class Files:
             part = await self._part(name, number)
             yield part[max(0, first - start) : last - start + 1]
 
-    async def put(self, name: str, media: StoredMedia, parts: Sequence[bytes]) -> None:
+    async def put(self, name: str, media: StoredMedia, parts: Sequence[bytes | memoryview]) -> None:
         """Stores a file that is not there. Part 0 goes last: once it is there, all are."""
         for number in reversed(range(len(parts))):
-            await self._put_part(name, number, parts[number], media_headers(media) if number == 0 else None)
+            await self._put_part(name, number, bytes(parts[number]), media_headers(media) if number == 0 else None)
 
     async def delete(self, name: str, parts: int) -> None:
         """Deletes a file. Part 0 goes first, marked before its bytes go: what is half deleted counts as not there.
