@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from contracts.attachments import MAX_ATTACHMENT_BYTES
 from deploy.local.stack import Stack
@@ -21,7 +20,7 @@ from tests.conftest import StackFactory
 from tests.e2e.client import connected, good
 
 TIMES = 5
-SAMPLE_S = 0.002
+SAMPLE_S = 0.01
 
 
 def large(number: int) -> bytes:
@@ -89,7 +88,7 @@ def watching(stack: Stack) -> Iterator[Watched]:
 
 
 async def test_two_large_pictures_at_a_time_take_five_times_their_size_at_most(
-    stack_factory: StackFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stack_factory: StackFactory, tmp_path: Path
 ) -> None:
     for number in (1, 2):
         record(tmp_path, number)
@@ -135,9 +134,7 @@ async def test_two_large_pictures_at_a_time_take_five_times_their_size_at_most(
                 assert len(answer.content) == MAX_ATTACHMENT_BYTES
         found["downloads"] = watched.most
         assert len([file for call in await alice.upstream_calls() for file in call["files"]]) == 5
-    for what, most in found.items():
-        for name, size in most.items():
-            times = size / (2 * MAX_ATTACHMENT_BYTES)
-            with capsys.disabled():
-                print(f"{what}: {name} {size / 1e6:.0f} MB, {times:.1f} times")
-            assert times <= TIMES, (what, name, size)
+    times = {
+        what: {name: size / (2 * MAX_ATTACHMENT_BYTES) for name, size in most.items()} for what, most in found.items()
+    }
+    assert max(of for most in times.values() for of in most.values()) <= TIMES, times
