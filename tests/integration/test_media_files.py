@@ -10,6 +10,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
+import httpx
 import orjson
 import pytest
 import pytest_asyncio
@@ -17,22 +18,25 @@ from prometheus_client import CollectorRegistry
 
 from contracts.attachments import MAX_ATTACHED_BYTES, ClaimMedia
 from contracts.base import new_execution_id
-from contracts.catalog import InputField
+from contracts.catalog import InputField, Timeouts
 from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import Caller, MediaPart, OtherPart
 from contracts.media import PART_BYTES, StoredMedia, media_path, part_count, part_name
 from contracts.subjects import INPUTS_BUCKET, MEDIA_BUCKET
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
-from services.executor.attachments import Attachment, Attachments, Payload
+from deploy.sandbox import app as sandbox
+from services.executor.attachments import Attachment, Attachments, Payload, content_part
 from services.executor.faults import UpstreamFailed
 from services.executor.janitor import Janitor, Purged
 from services.executor.media import MediaStore
 from services.executor.media_store import MediaIndex
 from services.executor.metrics import ExecutorMetrics
 from services.executor.parts import RawMedia
+from services.executor.purge_store import PERSONAL, PurgeStore
 from services.executor.store import NewExecution, Store
 from services.executor.uploads import MAX_BYTES_PER_CALLER, Uploads
+from services.executor.upstream import Deadlines, Upstream
 from services.runtime.bus import Bus
 from services.runtime.files import Files
 from services.runtime.postgres import create_pool
@@ -516,3 +520,37 @@ async def test_a_queued_run_refers_to_its_files_from_the_row_on(
     assert await Janitor(files, index).purge() == Purged()
     await superuser.execute("UPDATE executor.executions SET status = 'canceled', finished_at = now()")
     assert (await Janitor(files, index).purge()).files == 1
+
+
+async def test_what_a_person_sent_goes_when_that_person_is_purged(
+    files: Files, gateway_files: Files, index: MediaIndex, uploads: Uploads, pool: asyncpg.Pool
+) -> None:
+    names = [
+        await sent(gateway_files, uploads, png(), caller) for caller in (BOB, EVE, Caller(kind="service", id=BOB.id))
+    ]
+    [kind] = [kind for kind in PERSONAL if kind.what.startswith("uploads")]
+    assert await PurgeStore(pool).count(kind, BOB.id) == await PurgeStore(pool).delete(kind, BOB.id) == 1
+    assert (await Janitor(files, index).purge()).files == 1
+    assert [await files.find(name) is None for name in names] == [True, False, False]
+
+
+async def test_a_file_that_goes_while_it_is_sent_costs_nothing_and_may_be_tried_again(
+    files: Files, gateway_files: Files, index: MediaIndex, uploads: Uploads
+) -> None:
+    name = await sent(gateway_files, uploads, png(padding=2 * PART_BYTES))
+    attachment = await given(Attachments(files, index, URL), media_path(name))
+    assert isinstance(attachment, Attachment)
+    await files._delete_part(part_name(name, 2))
+    message = {"role": "user", "content": [content_part("photo", attachment)]}
+    body = {"model": "sandbox/echo", "messages": [message], "stream": True}
+    async with sandbox.running(sandbox.Settings()) as url:
+        upstream = Upstream("http://127.0.0.1:1/api/v1", f"{url}/api/v1")
+        deadlines = Deadlines(Timeouts(), asyncio.get_running_loop().time())
+        with pytest.raises(UpstreamFailed) as failed:
+            async with upstream.open("test", "sk-or-test-1", body, deadlines, None, [attachment]):
+                pass
+        await upstream.close()
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"{url}/sandbox/calls")).json()["calls"] == []
+    fault = failed.value.fault
+    assert (fault.code, fault.billed, fault.retry) == (ErrorCode.UNAVAILABLE, "no", True)
