@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from contracts.base import Contract, Slug, UserId, Utc
-from contracts.market import Breakdown, PdfReading, Replacement, ResourceBudgets, ResourceNotice
+from contracts.market import Breakdown, PdfEngine, PdfReading, Replacement, ResourceBudgets, ResourceNotice
 from contracts.money import Percent, Price, Usd
 
 PriceKind = Literal["fixed", "free", "tiered", "runtime", "unknown"]
@@ -189,9 +189,7 @@ class EstimateBody(Contract):
     audio_in_s: int = Field(default=0, ge=0, le=86_400, description="Seconds of sound that go in.")
     audio_out_s: int = Field(default=0, ge=0, le=86_400, description="Seconds of speech that are expected to come out.")
     pdf_pages: int = Field(default=0, ge=0, le=10_000, description="Pages of PDFs that go in.")
-    pdf_engine: Literal["native", "cloudflare-ai", "mistral-ocr"] | None = Field(
-        default=None, description="What reads them; one that bills nothing unless given."
-    )
+    pdf_engine: PdfEngine | None = Field(default=None, description="What reads them; one that is free unless given.")
     web_searches: int = Field(default=0, ge=0, le=100)
     price: Annotated[
         Pricing | None, BeforeValidator(_price_as_fixed, json_schema_input_type=Pricing | Price | None)

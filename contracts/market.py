@@ -28,6 +28,9 @@ class RunCost(Contract):
     price_usd: Usd | None
 
 
+PdfEngine = Literal["native", "cloudflare-ai", "mistral-ocr"]
+
+
 class PdfReading(Contract):
     """What reads the PDFs of a run, and bills that by the page beside the model's tokens."""
 
