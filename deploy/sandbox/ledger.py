@@ -1,6 +1,7 @@
 """Every call that reached generation, for tests and for `/generation`: what it cost, and whether the client stayed.
 
-Keys are never kept: the first 12 hex digits of their SHA-256 name them. Costs are Decimal and served as strings.
+Keys and prompts are never kept: the first 12 hex digits of their SHA-256 name them. Costs are Decimal and served as
+strings.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ GENERATION_DELAY_S = 0.3
 
 
 def hash_key(key: str) -> str:
-    """The name of a key in the ledger."""
+    """The name of a key, or of a prompt, in the ledger."""
     return hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
@@ -36,6 +37,7 @@ class Call:
     model: str
     requested: str
     key: str
+    prompt: str
     streamed: bool
     started_at: float
     state: Literal["running", "completed", "cancelled"] = "running"
@@ -62,6 +64,7 @@ class Call:
             "model": self.model,
             "requested": self.requested,
             "key": self.key,
+            "prompt": self.prompt,
             "streamed": self.streamed,
             "state": self.state,
             "started_at": self.started_at,
