@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export LOCAL_DIR ?= .local
 
 .DEFAULT_GOAL := help
-.PHONY: help run token test test-fast test-browser coverage-keys check format rotate-master-key master-key-in-use verify-access-log reconcile purge documents nats-permissions compatibility bench lock install-hooks clean
+.PHONY: help run token test test-fast test-browser coverage-keys check format rotate-master-key master-key-in-use verify-access-log reconcile purge documents nats-permissions compatibility bench drill soak lock install-hooks clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -83,6 +83,12 @@ compatibility: $(INSTALLED) ## Say what the current contracts break against BASE
 
 bench: $(INSTALLED) ## Measure calls per second, overhead, first token, CPU per token and searches, against the bare upstream
 	@$(BIN)/python -m tests.bench
+
+drill: $(INSTALLED) ## Kill everything with -9 under fifty executions at once, and check the books: make drill [ROUNDS=3] [SEED=1] [MINUTES=10]
+	@$(BIN)/python -m tests.drill $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+soak: $(INSTALLED) ## Make N=100000 executions, and show what every process holds before, meanwhile and after: make soak [N=…] [MINUTES=12]
+	@$(BIN)/python -m tests.drill.soak $(if $(N),--executions $(N)) $(if $(MINUTES),--minutes $(MINUTES))
 
 lock: $(INSTALLED) ## Resolve pyproject.toml anew into requirements.lock (needs uv)
 	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \

@@ -17,7 +17,7 @@ import httpx
 import psutil
 
 from deploy.local.stack import Stack
-from tests.bench.load import Target, Timings, measure
+from tests.bench.load import WARM_UP_CALLS, Target, Timings, measure
 from tests.bench.search import measure_searches, write_catalog
 from tests.stack import AS_FAST_AS_CAN_BE
 
@@ -129,8 +129,8 @@ async def _cpu_per_token(stack: Stack, token: str) -> None:
     before = _cpu_seconds(stack)
     paced = await measure(_ours(stack, token, "long", stream=True), connections=LONG_STREAMS, calls=LONG_STREAMS)
     spent = {name: seconds - before[name] for name, seconds in _cpu_seconds(stack).items()}
-    # The warm-up of the load streams as well: three calls per connection that are not counted as calls.
-    tokens = (paced.calls + 3 * LONG_STREAMS) * TOKENS_PER_LONG_STREAM
+    # The warm-up of the load streams as well, and is not counted as calls.
+    tokens = (paced.calls + WARM_UP_CALLS * LONG_STREAMS) * TOKENS_PER_LONG_STREAM
     print(
         f"  CPU per streamed token (paced stream, {tokens} tokens): {sum(spent.values()) / tokens * 1e6:.0f} µs in all"
     )

@@ -15,6 +15,9 @@ from typing import Any
 import aiohttp
 import orjson
 
+WARM_UP_CALLS = 3
+"""On every connection, before calls are counted."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -79,7 +82,7 @@ async def measure(target: Target, *, connections: int, calls: int) -> Timings:
                     totals.append(total_s)
                     firsts.append(first_s)
 
-        await asyncio.gather(*(work(3, counted=False) for _ in range(connections)))
+        await asyncio.gather(*(work(WARM_UP_CALLS, counted=False) for _ in range(connections)))
         each = max(1, calls // connections)
         started = time.perf_counter()
         await asyncio.gather(*(work(each, counted=True) for _ in range(connections)))

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from nats.aio.client import Client
 
 from deploy.local.stack import PUBLISHER, Stack
 from tests.drill.audit import Audit, Claim, Unknown, table
-from tests.drill.chaos import Chaos, Kill
+from tests.drill.chaos import Chaos
 from tests.drill.facts import gather, unsettled
 from tests.drill.load import Load
-from tests.drill.orders import CONFIGS, MODES, Market, Order
+from tests.drill.orders import CONFIGS, MODES, Market
 from tests.e2e.client import connected
 
 SETTINGS: dict[str, dict[str, str]] = {
@@ -52,11 +53,12 @@ class Plan:
 class Outcome:
     """What came of a drill."""
 
-    claims: list[Claim]
-    unknown: list[Unknown]
-    orders: list[Order]
-    kills: list[Kill]
+    audit: Audit
     seconds: dict[str, float]
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        return self.audit.claims()
 
     @property
     def holds(self) -> bool:
@@ -64,24 +66,25 @@ class Outcome:
 
     def report(self) -> str:
         """The table, and what is unknown with its reasons."""
-        statuses = Counter(order.told["status"] if order.told else "not waited for" for order in self.orders)
+        orders = self.audit.orders
+        statuses = Counter(order.told["status"] if order.told else "not waited for" for order in orders)
         trouble: Counter[str] = Counter()
-        for order in self.orders:
+        for order in orders:
             trouble.update(order.trouble)
-        killed = Counter(name for kill in self.kills for name in kill.what)
+        killed = Counter(name for kill in self.audit.kills for name in kill.what)
         reasons: dict[str, list[Unknown]] = {}
-        for one in self.unknown:
+        for one in self.audit.unknown:
             reasons.setdefault(one.reason, []).append(one)
         lines = [
             f"  killed: {_counts(killed)}",
-            f"  orders: {len(self.orders)}: {_counts(Counter(order.kind for order in self.orders))}",
+            f"  orders: {len(orders)}: {_counts(Counter(order.kind for order in orders))}",
             f"  told: {_counts(statuses)}",
             f"  sent again because of: {_counts(trouble)}",
             f"  seconds: {', '.join(f'{name} {seconds:.0f}' for name, seconds in self.seconds.items())}",
             "",
             table(self.claims),
             "",
-            f"  costs that nobody knows: {len(self.unknown)}",
+            f"  costs that nobody knows: {len(self.audit.unknown)}",
         ]
         for reason, ones in sorted(reasons.items()):
             billed = sum((one.billed or Decimal(0) for one in ones), Decimal(0))
@@ -115,7 +118,7 @@ async def drill(stack: Stack, plan: Plan, say: Callable[[str], None]) -> Outcome
             await asyncio.gather(calling, return_exceptions=True)
     seconds["rest"] = time.monotonic() - began_s
     audit = Audit(await gather(stack), load.orders, chaos.kills, died=stack.died(), left=left)
-    return Outcome(audit.claims(), audit.unknown, load.orders, chaos.kills, seconds)
+    return Outcome(audit, seconds)
 
 
 async def _rest(stack: Stack, calling: asyncio.Task[None], settle_s: float) -> dict[str, int]:
