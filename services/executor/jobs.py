@@ -73,8 +73,11 @@ class Jobs:
 
     # Accepting --------------------------------------------------------------------------------------------------------
 
-    async def enqueue(self, execute: Execute) -> ExecutionAccepted:
-        """Commit a run to be done later. Raises ServiceError for every reason not to."""
+    async def enqueue(self, execute: Execute, *, needed: bool = False) -> ExecutionAccepted:
+        """Commit a run to be done later. `needed`: a workflow goes on with its result, which is kept for that whatever else is.
+
+        Raises ServiceError for every reason not to.
+        """
         try:
             prepared = await self._preparation.prepare(execute)
         except ServiceError:
@@ -83,7 +86,7 @@ class Jobs:
             if earlier is None:
                 raise
             return ExecutionAccepted(execution_id=earlier.id, status=earlier.status)
-        locked = self._results.lock_job(prepared.id, execute, prepared.resource)
+        locked = self._results.lock_job(prepared.id, execute, prepared.resource, needed=needed)
         admission = await self._store.enqueue(
             prepared.as_row(), mode=prepared.lease.mode, job=locked.blob, job_key_id=locked.key_id, hold=prepared.hold
         )
@@ -203,12 +206,13 @@ class Jobs:
         """
         assert row.lease_token is not None
         try:
-            execute, resource = self._results.open_job(row)
+            execute, resource, needed = self._results.open_job(row)
         except ServiceError as error:
             await self._put_aside(row, error, at_once=True)
             return True
         try:
-            prepared = replace(await self._preparation.resume(execute, resource, row.created_at), id=row.id)
+            prepared = await self._preparation.resume(execute, resource, row.created_at)
+            prepared = replace(prepared, id=row.id, result_needed=needed)
             check_mode(prepared, row.mode)
         except asyncio.CancelledError:
             await self._store.put_back(row.id, row.lease_token)

@@ -40,6 +40,8 @@ class Prepared:
     received_at: datetime
     hold: Hold | None = None
     """What admission holds of daily limits; None where none concerns the run, and once a run has been accepted."""
+    result_needed: bool = False
+    """A workflow goes on with its result."""
 
     def as_row(self) -> NewExecution:
         return NewExecution(

@@ -20,6 +20,8 @@ from services.runtime.sealing import Keyring, Locked
 
 log = structlog.get_logger()
 
+_A_MOMENT = timedelta(seconds=1)
+
 
 class Results:
     """`keep` is how long a result stays, zero for not at all; receipts stay for ever."""
@@ -42,19 +44,29 @@ class Results:
         result = ExecutionResult.model_validate_json(self._keyring.decrypt(row.result_key_id, row.result, row.id.bytes))
         return result.model_copy(update={"cost": cost_of_row(row)})
 
-    def lock_job(self, execution_id: UUID, execute: Execute, resource: ResolvedResource) -> Locked:
-        """What a queued run needs: the request, and the resource with its price as they were when it was accepted."""
-        job = {"execute": execute.model_dump(mode="json"), "resource": resource.model_dump(mode="json")}
+    def keep_of(self, *, needed: bool) -> timedelta:
+        """How long a result stays. One that a workflow needs is written at all events: what deletes results spares it."""
+        return max(self.keep, _A_MOMENT) if needed else self.keep
+
+    def lock_job(self, execution_id: UUID, execute: Execute, resource: ResolvedResource, *, needed: bool) -> Locked:
+        """What a queued run needs: the request, and the resource with its price as they were when it was accepted. `needed`: a
+        workflow goes on with its result."""
+        job = {
+            "execute": execute.model_dump(mode="json"),
+            "resource": resource.model_dump(mode="json"),
+            "needed": needed,
+        }
         return self._keyring.encrypt(orjson.dumps(job), execution_id.bytes)
 
-    def open_job(self, row: Execution) -> tuple[Execute, ResolvedResource]:
-        """Raises INTERNAL for a job that does not open, or that this version cannot read."""
+    def open_job(self, row: Execution) -> tuple[Execute, ResolvedResource, bool]:
+        """What was locked. Raises INTERNAL for a job that does not open, or that this version cannot read."""
         plain = self._open(row.id, row.job_key_id, row.job)
         try:
             job = orjson.loads(plain)
-            return Execute.model_validate(job["execute"]), ResolvedResource.model_validate(job["resource"])
+            execute, resource = Execute.model_validate(job["execute"]), ResolvedResource.model_validate(job["resource"])
         except (ValueError, KeyError):
             raise ServiceError(ErrorCode.INTERNAL, "This version cannot read the stored request.") from None
+        return execute, resource, job.get("needed") is True
 
     def lock_message(self, letter_id: UUID, payload: bytes) -> Locked:
         """A message that could not become a job yet."""

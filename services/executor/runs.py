@@ -268,11 +268,12 @@ class Runner:
         ended = self._ended_run(run, status, error, answer)
         result = result_of(ended, answer, run.stored) if error is None else None
         run.ending = True
+        keep = self._results.keep_of(needed=run.prepared.result_needed)
         ending = ending_of(
             ended,
             last_seq=run.frames.seq + 1,
-            result=self._results.lock(result, self._results.keep) if result is not None else None,
-            keep=self._results.keep,
+            result=self._results.lock(result, keep) if result is not None else None,
+            keep=keep,
             media=[part.url.rpartition("/")[2] for part in run.stored.values() if isinstance(part, MediaPart)],
         )
         row = await self._commit(run, ending)

@@ -161,7 +161,8 @@ class Workflows:
         asked = next(each for each in definition.steps if each.name == step.name)
         try:
             results = {name: await self._said(workflow.step(name)) for name in references(asked)}
-            await self._jobs.enqueue(run_of(asked, step, step.latest, workflow.caller, definition, results))
+            run = run_of(asked, step, step.latest, workflow.caller, definition, results)
+            await self._jobs.enqueue(run, needed=True)
         except ServiceError as error:
             if error.code in _LATER:
                 delay_s = min(error.body.retry_after_s or _LOOK_AGAIN_S, _LONGEST_DELAY_S)

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
+from contracts.base import new_execution_id
 from contracts.catalog import Timeouts
 from contracts.errors import ErrorCode
 from contracts.execution import ExecutionAccepted, ExecutionResult, PriceOnly
-from contracts.subjects import EXECUTION_ENQUEUE
+from contracts.subjects import EXECUTION_ENQUEUE, WORKFLOWS_GET, WORKFLOWS_RUN
+from contracts.workflows import GetWorkflow, RunWorkflow, WorkflowStep
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
-from tests.integration.executor_parts import CENT, House, begin, eventually, executor_in, house_without_executor
+from tests.integration.executor_parts import BOB, CENT, House, begin, eventually, executor_in, house_without_executor
 from tests.stack import Database, clone_of
 
 
@@ -114,6 +116,27 @@ async def test_output_that_is_not_to_be_kept_is_delivered_and_written_nowhere(ho
         assert isinstance(again, ExecutionAccepted)
         assert (again.execution_id, again.output_expired) == (result.execution_id, True)
         assert (await house.receipt(result.execution_id)).cost.price_usd == CENT.price_usd
+
+
+async def test_result_that_a_workflow_needs_is_kept_until_it_has_ended_whatever_is_not_kept(house: House) -> None:
+    echo = house.other.offer("sandbox/echo")
+    steps = [
+        WorkflowStep(name="a", resource=echo, input={"text": "Rain"}),
+        WorkflowStep(name="b", resource=echo, input={"text": "{{steps.a.text}} falls"}, depends_on=["a"]),
+    ]
+    async with executor_in(house, keep_results_hours=0):
+        request = RunWorkflow(workflow_id=new_execution_id(), caller=BOB, steps=steps)
+        await house.gateway.call(WORKFLOWS_RUN, request)
+
+        async def ended() -> bool:
+            view = await house.gateway.call(WORKFLOWS_GET, GetWorkflow(workflow_id=request.workflow_id, caller=BOB))
+            return view.status == "succeeded"
+
+        await eventually(ended)
+        said = [
+            frame["data"]["text"] for frames in house.frames.values() for frame in frames if frame["type"] == "text"
+        ]
+        assert "Rain falls" in "".join(said)
 
 
 # Stopping -------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from decimal import Decimal
 from uuid import UUID
 
 import httpx
@@ -13,7 +14,7 @@ import pytest_asyncio
 
 from contracts.base import new_execution_id
 from contracts.errors import ErrorCode, ServiceError
-from contracts.execution import Execute, ExecutionAccepted, RunReply
+from contracts.execution import Execute, ExecutionAccepted, PriceOnly, RunReply
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from services.gateway import examples, runs, watch
@@ -259,6 +260,30 @@ async def test_async_run_is_accepted_at_once(client: httpx.AsyncClient, executor
     assert response.json() == {"execution_id": run, "status": "queued", "output_expired": False, "cost": None}
     assert response.headers["location"] == f"/api/executions/{run}"
     assert response.headers["preference-applied"] == "respond-async"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_repeat_of_a_run_whose_output_has_expired_is_told_so(
+    client: httpx.AsyncClient, executor: Executor, stream: bool
+) -> None:
+    first = new_execution_id()
+    price = PriceOnly(price_usd=Decimal("0.01"))
+
+    async def repeat(_other: ScriptedExecutor, _request: Execute) -> RunReply:
+        return ExecutionAccepted(execution_id=first, status="succeeded", output_expired=True, cost=price)
+
+    async with executor(repeat) as other:
+        other.know(first, "succeeded", last_seq=4, output_expired=True)
+        headers = {"Idempotency-Key": "mine"}
+        response = await client.post("/api/execute", json={**BODY, "stream": stream}, headers=headers)
+    assert response.status_code == 200
+    if stream:
+        (event,) = events_of(response.text)
+        assert (event.kind, event.data["code"], event.data["execution_id"]) == ("failed", "not_found", str(first))
+        assert "still has its receipt" in event.data["detail"]
+    else:
+        expired = {"status": "succeeded", "output_expired": True, "cost": {"price_usd": "0.01"}}
+        assert response.json() == {"execution_id": str(first), **expired}
 
 
 async def test_preview_runs_the_draft(client: httpx.AsyncClient, executor: Executor) -> None:
@@ -641,7 +666,7 @@ async def test_killed_bus_still_gives_the_caller_an_end(own_nats: Nats, credenti
         await own_nats.start()
         await until(lambda: other.bus.connected)
         back.set()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(40):
             response = await pending
     if stream:
         events = events_of(response.text)
