@@ -79,3 +79,15 @@ class MediaClaimed(Contract):
 
     name: str
     expires_at: Utc = Field(description="Until then it is kept; longer while a queued or running run needs it.")
+
+
+class Upload(Contract):
+    """A file that is kept for you. Give `url` as the value of an image, file or audio input."""
+
+    url: str
+    mime_type: str = Field(description="As its content says.")
+    bytes: int
+    width: int | None = Field(default=None, description="Pixels, of a picture.")
+    height: int | None = None
+    pages: int | None = Field(default=None, description="Of a PDF.")
+    expires_at: Utc = Field(description="Until then it is kept; longer while a queued or running run needs it.")

@@ -22,6 +22,7 @@ from services.runtime.bus import traceparent
 
 _TIMEOUT = httpx.Timeout(30, connect=5)
 _NO_READ_TIMEOUT = httpx.Timeout(30, connect=5, read=60)
+_UPLOAD_TIMEOUT = httpx.Timeout(150, connect=5)
 _PROBLEM = "application/problem+json"
 _LAST_EVENTS = frozenset({"completed", "failed"})
 
@@ -174,16 +175,19 @@ class Api:
         async with self._stream("GET", f"/api/executions/{execution_id}/events", headers=headers) as response:
             yield response
 
-    async def upload(self, content: AsyncIterator[bytes], answer: type[Answer], *, mime_type: str, size: int) -> Answer:
-        """Hands a file over as input of a run. `size` in bytes."""
-        headers = self._headers({"Content-Type": mime_type, "Content-Length": str(size)})
+    async def upload(self, content: AsyncIterator[bytes], answer: type[Answer], *, size: int) -> Answer:
+        """Hands a file over as input of a run; its content says what it is. `size` in bytes."""
+        headers = self._headers({"Content-Type": "application/octet-stream", "Content-Length": str(size)})
         try:
-            response = await self._http.post("/media", content=content, headers=headers)
+            response = await self._http.post("/media", content=content, headers=headers, timeout=_UPLOAD_TIMEOUT)
         except httpx.HTTPError:
             raise ApiError(UNREACHABLE) from None
         if response.is_error:
             raise ApiError(_problem(response))
-        return answer.model_validate_json(response.content)
+        try:
+            return answer.model_validate_json(response.content)
+        except ValidationError:
+            raise ApiError(UNREADABLE) from None
 
     @asynccontextmanager
     async def _stream(self, method: str, path: str, **request: Any) -> AsyncIterator[httpx.Response]:

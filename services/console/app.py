@@ -21,7 +21,7 @@ from contracts.errors import ErrorCode
 from services.console.api import ApiError, Gateway, Problem
 from services.console.pages import PAGES
 from services.console.session import Console, Cookie, SignInNeededError, console_of
-from services.console.views import STATIC, asks_for_part, problem_view, sign_in_path
+from services.console.views import STATIC, asks_for_part, problem_view, sign_in_path, static_file
 from services.runtime.health import Health
 
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -100,9 +100,8 @@ async def _static(name: str) -> Response:
     if name not in STATIC:
         raise HTTPException(_NO_SUCH_PAGE.status)
     media_type = mimetypes.guess_type(name)[0]
-    return Response(
-        STATIC[name], media_type=media_type, headers={"Cache-Control": "public, max-age=31536000, immutable"}
-    )
+    headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+    return Response(static_file(name), media_type=media_type, headers=headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

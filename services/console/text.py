@@ -59,6 +59,13 @@ def tokens(number: int | None) -> str:
     return str(number)
 
 
+def size(number: int) -> str:
+    """A number of bytes: `312 bytes`, `48 KB`, `1.4 MB`."""
+    if number < 1024:
+        return f"{number} bytes"
+    return f"{number / 1024:.0f} KB" if number < 1024**2 else f"{number / 1024**2:.3g} MB"
+
+
 def seconds(milliseconds: int | None) -> str:
     """A duration: `310 ms`, `4.2 s`."""
     if milliseconds is None:

@@ -7,6 +7,7 @@ same template, rendered from the same handler; so a page that is opened and a pa
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,31 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from contracts.keys import KeyStatus
-from services.console import charts, prices, text
+from services.console import charts, inputs, prices, text
 from services.console.api import ApiError, Problem
 from services.console.session import Session, console_of, session_in
 
 _HERE = Path(__file__).parent
 _FLASH = "x402jobs-said"
 _THEMES = frozenset({"light", "dark"})
-STATIC = {file.name: file.read_bytes() for file in sorted((_HERE / "static").iterdir())}
+STATIC = frozenset(file.name for file in (_HERE / "static").iterdir())
 """What the browser loads beside pages; all of it comes from here, nothing from anywhere else."""
+_IMPORT = re.compile(r'(?<=from ")\./(\w+\.js)(?=";)')
+
+
+@cache
+def static_file(name: str) -> bytes:
+    """The content of a static file. Scripts import each other by the address that pages use: by two they would run twice."""
+    content = (_HERE / "static" / name).read_bytes()
+    if not name.endswith(".js"):
+        return content
+    return _IMPORT.sub(lambda found: static_url(found[1]), content.decode()).encode()
 
 
 @cache
 def static_url(name: str) -> str:
     """The address of a static file; another content has another address, so browsers may keep it for ever."""
-    return f"/static/{name}?v={hashlib.sha256(STATIC[name]).hexdigest()[:12]}"
+    return f"/static/{name}?v={hashlib.sha256(static_file(name)).hexdigest()[:12]}"
 
 
 @cache
@@ -44,7 +55,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals.update(text=text, charts=charts, prices=prices, static_url=static_url)
+    environment.globals.update(text=text, charts=charts, inputs=inputs, prices=prices, static_url=static_url)
     environment.globals["ui"] = environment.get_template("components.html").module
     return environment
 
@@ -89,6 +100,13 @@ def go_to(request: Request, path: str, *, say: str | None = None) -> Response:
     if say is not None:
         response.set_cookie(_FLASH, quote(say), max_age=60, httponly=True, samesite="lax")
     return response
+
+
+def run_started(request: Request, path: str, execution_id: str) -> Response:
+    """Tells a form with `data-run-form` which run it began; `path` is the page, which shows the run named in its address."""
+    if asks_for_part(request):
+        return Response(headers={"X-Run": execution_id})
+    return RedirectResponse(f"{path}?{urlencode({'run': execution_id})}", status_code=303)
 
 
 def sign_in_path(request: Request) -> str:

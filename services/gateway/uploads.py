@@ -17,10 +17,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
-from contracts.attachments import MAX_ATTACHMENT_BYTES, ClaimMedia
-from contracts.base import Contract, Utc
+from contracts.attachments import MAX_ATTACHMENT_BYTES, ClaimMedia, Upload
+from contracts.base import Utc
 from contracts.errors import ErrorCode, ServiceError, invalid
 from contracts.execution import Caller
 from contracts.media import PART_BYTES, StoredMedia, media_path, owner_of
@@ -42,18 +42,6 @@ _LARGE_CHARS = 64 * 1024
 _DATA_URL = re.compile(rb"data:[^,]{0,200};base64,", re.IGNORECASE)
 _DATA_URL_START = b'"data:'
 _HEAD_BYTES = 300
-
-
-class Upload(Contract):
-    """A file that is kept for you. Give `url` as the value of an image, file or audio input."""
-
-    url: str
-    mime_type: str = Field(description="As its content says.")
-    bytes: int
-    width: int | None = Field(default=None, description="Pixels, of a picture.")
-    height: int | None = None
-    pages: int | None = Field(default=None, description="Of a PDF.")
-    expires_at: Utc = Field(description="Until then it is kept; longer while a queued or running run needs it.")
 
 
 @dataclass(frozen=True, slots=True)

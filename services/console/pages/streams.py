@@ -1,7 +1,12 @@
-"""The events of a run, passed on as they come, for the `EventSource` of a page: it reconnects by itself and says what it has."""
+"""What `static/run.js` asks of a run: its events as they come, how it ended in words, and to stop it.
+
+An `EventSource` reconnects by itself and says what it has. The words come from here, so that amounts, durations and problems look
+as they do everywhere else.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Annotated
@@ -11,30 +16,59 @@ from fastapi import APIRouter, Header
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from contracts.execution import ExecutionView
-from services.console.session import SignedIn
+from contracts.execution import ExecutionResult, ExecutionView
+from services.console.api import ApiError, Event, Problem
+from services.console.session import Session, SignedIn
+from services.console.views import view
 
 router = APIRouter()
+_RECONNECT = b"retry: 500\n\n"
 
 
 @router.get("/executions/{execution_id}/events")
 async def events(
-    execution_id: UUID, session: SignedIn, last_event_id: Annotated[int | None, Header()] = None
+    execution_id: UUID,
+    session: SignedIn,
+    after: int | None = None,
+    last_event_id: Annotated[int | None, Header()] = None,
 ) -> Response:
-    """From behind `Last-Event-ID` to the end; 204 when the last one was seen, and the browser stops asking."""
+    """From behind `Last-Event-ID`, or `after`, to the end; 204 when the last one was seen, and the browser stops asking."""
+    seen = after if last_event_id is None else last_event_id
     async with AsyncExitStack() as opening:
-        upstream = await opening.enter_async_context(session.api.follow(str(execution_id), after=last_event_id))
+        upstream = await opening.enter_async_context(session.api.follow(str(execution_id), after=seen))
         if upstream.status_code == 204:
             return Response(status_code=204)
         open_upstream = opening.pop_all()
 
     async def chunks() -> AsyncIterator[bytes]:
-        async with open_upstream:
-            async for chunk in upstream.aiter_raw():
-                yield chunk
+        try:
+            async with open_upstream:
+                async for chunk in upstream.aiter_raw():
+                    yield chunk
+        except ApiError:
+            # The browser asks again, and hears then what there is to hear.
+            yield _RECONNECT
 
     headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
     return StreamingResponse(chunks(), media_type="text/event-stream", headers=headers)
+
+
+@router.get("/executions/{execution_id}/ended")
+async def ended(request: Request, execution_id: UUID, session: SignedIn, after: int | None = None) -> Response:
+    """How it ended, in words: what it cost, how long it took, or what went wrong. `after` is the last event but one."""
+    run, last = await asyncio.gather(
+        session.api.get(f"/api/executions/{execution_id}", ExecutionView), _last(session, execution_id, after)
+    )
+    # What it cost may have become known since it ended.
+    result = ExecutionResult.model_validate(last.data) if last.kind == "completed" else None
+    problem = Problem.model_validate(last.data) if last.kind == "failed" else None
+    return await view(request, "run_ended.html", run=run, result=result, problem=problem)
+
+
+async def _last(session: Session, execution_id: UUID, after: int | None) -> Event:
+    async for event in session.api.events(str(execution_id), after=after):
+        last = event
+    return last
 
 
 @router.post("/executions/{execution_id}/cancel")

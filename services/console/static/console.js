@@ -36,7 +36,7 @@ export function say(sentence) {
 }
 
 /** Elements out of HTML that our server sent. */
-function parsed(html) {
+export function parsed(html) {
   const holder = document.createElement("template");
   holder.innerHTML = html;
   return holder.content;
@@ -52,7 +52,8 @@ export function swap(id, html) {
   if (again && again !== document.activeElement) again.focus({ preventScroll: true });
 }
 
-const unreachable = `<div class="box bad" role="alert"><strong>The console cannot be reached</strong>
+/** What is shown where no answer came at all. */
+export const unreachable = `<div class="box bad" role="alert"><strong>The console cannot be reached</strong>
   <p>Check your connection and try again. What you typed stays here.</p></div>`;
 
 // Forms that search while somebody types ------------------------------------------------------------------------------
@@ -113,7 +114,8 @@ watchForMore();
 
 // Forms that change something -----------------------------------------------------------------------------------------
 
-function showProblem(form, html) {
+/** Shows a problem in its form, each wrong field marked. */
+export function showProblem(form, html) {
   const place = form.querySelector("[data-problem]") ?? document.querySelector("#main [data-problem]");
   place.replaceChildren(parsed(html));
   for (const wrong of place.querySelectorAll("[data-error-path]")) {
@@ -127,7 +129,8 @@ function showProblem(form, html) {
   else place.scrollIntoView({ block: "nearest" });
 }
 
-function clearProblems(form) {
+/** Takes away what `showProblem` showed. */
+export function clearProblems(form) {
   form.querySelectorAll("[data-problem]").forEach((place) => place.replaceChildren());
   form.querySelectorAll(".error").forEach((place) => (place.textContent = ""));
   form.querySelectorAll("[aria-invalid]").forEach((field) => field.removeAttribute("aria-invalid"));

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from contracts.attachments import Upload
 from contracts.errors import invalid
 from contracts.media import StoredMedia, is_input_name, is_media_name, owner_of
 from services.gateway import examples
@@ -21,7 +22,6 @@ from services.gateway.ranges import (
     range_still_holds,
 )
 from services.gateway.routing import PublicRoute, SignedIn, SignedInRoute, caller_of, gateway_of
-from services.gateway.uploads import Upload
 from services.runtime.bus import encode
 from services.runtime.files import gone
 
