@@ -118,18 +118,22 @@ class Handlers:
             await self._announce_cancel(request.execution_id, request.caller)
             raise no_such_run()
         view_of(row, request.caller, self._results, None, whole=False)  # only its caller and its creator may
-        was = await self._store.request_cancel(row.id)
-        if was == "queued" and await self._jobs.cancel_queued(row):
-            return await self.get(request)
-        whose = Caller(kind=row.caller_kind, id=row.caller_id)
-        if was is not None and not self._runner.cancel(row.id, whose):
-            await self._announce_cancel(row.id, whose)
+        await self.stop(row)
         for _ in range(round(_CANCEL_WAIT_S / _CANCEL_LOOK_S)):
             row = await self._row(request)
             if row.status in TERMINAL_STATUSES:
                 break
             await asyncio.sleep(_CANCEL_LOOK_S)
         return await self.get(request)
+
+    async def stop(self, row: Execution) -> None:
+        """Flag a run and tell whoever has it; a queued one ends at once."""
+        was = await self._store.request_cancel(row.id)
+        if was is None or (was == "queued" and await self._jobs.cancel_queued(row)):
+            return
+        whose = Caller(kind=row.caller_kind, id=row.caller_id)
+        if not self._runner.cancel(row.id, whose):
+            await self._announce_cancel(row.id, whose)
 
     async def _announce_cancel(self, execution_id: UUID, caller: Caller) -> None:
         """To every executor: the one that runs it stops it, one that is just about to begin it ends it at once."""

@@ -238,7 +238,7 @@ def _workflows(
     """Everything about workflows, which stands on runs and is not known to them."""
     bus, store = service.bus, WorkflowStore(pool)
     workflows = Workflows(
-        bus=bus, store=store, runs=runs, jobs=jobs, results=results, metrics=metrics, cancel_run=handlers.cancel
+        bus=bus, store=store, runs=runs, jobs=jobs, results=results, metrics=metrics, stop_run=handlers.stop
     )
     answers = WorkflowHandlers(store, preparation, results, workflows)
     bus.serve(WORKFLOWS_RUN, answers.run)

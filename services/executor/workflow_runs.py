@@ -17,7 +17,7 @@ from uuid import UUID
 import structlog
 
 from contracts.errors import ErrorCode, ServiceError
-from contracts.execution import Caller, ExecutionResult, ExecutionView, FrameType, GetExecution
+from contracts.execution import Caller, ExecutionResult, FrameType
 from contracts.subjects import frames_subject
 from contracts.workflows import StepProgress, WorkflowRequest, WorkflowStatus, WorkflowView
 from services.executor.endings import for_caller
@@ -25,8 +25,8 @@ from services.executor.frames import say
 from services.executor.jobs import Jobs
 from services.executor.metrics import ExecutorMetrics
 from services.executor.results import Results
-from services.executor.store import Store
-from services.executor.workflow_store import HeldWorkflow, Step, StepChange, Workflow, WorkflowStore
+from services.executor.store import Execution, Store
+from services.executor.workflow_store import AttemptOfStep, HeldWorkflow, Step, StepChange, Workflow, WorkflowStore
 from services.executor.workflow_views import shown_results, view_of
 from services.executor.workflows import decide, error_of, references, run_of
 from services.runtime.bus import Bus, encode
@@ -54,7 +54,7 @@ class Workflows:
         jobs: Jobs,
         results: Results,
         metrics: ExecutorMetrics,
-        cancel_run: Callable[[GetExecution], Awaitable[ExecutionView]],
+        stop_run: Callable[[Execution], Awaitable[None]],
     ) -> None:
         self._bus = bus
         self._store = store
@@ -62,7 +62,7 @@ class Workflows:
         self._jobs = jobs
         self._results = results
         self._metrics = metrics
-        self._cancel_run = cancel_run
+        self._stop_run = stop_run
         self._under_way = self._begun = False
         self._wake = asyncio.Event()
 
@@ -113,7 +113,7 @@ class Workflows:
             while workflow is not None and await self._hand_over(workflow_id):
                 workflow = await self._decide(workflow_id)
             if workflow is not None and workflow.cancel_requested:
-                await self._cancel_runs(workflow)
+                await self._stop_runs(workflow)
         except ServiceError as error:
             log.warning("workflow_waits", code=error.code.value)
             await self._leave(workflow_id, timedelta(seconds=_LOOK_AGAIN_S))
@@ -149,20 +149,18 @@ class Workflows:
             if held is None or workflow is None or workflow.cancel_requested:
                 return False
             chosen = [step for step in workflow.steps if step.status == "running" and _has_no_run(step)]
-            definition = self._results.open_workflow(workflow) if chosen else None
-            refused = [
-                await self._refused(held, workflow, step, definition) for step in chosen if definition is not None
-            ]
-        return any(refused)
+            if not chosen:
+                return False
+            definition = self._results.open_workflow(workflow)
+            return any([await self._refused(held, workflow, step, definition) for step in chosen])
 
-    async def _refused(self, held: HeldWorkflow, workflow: Workflow, step: Step, definition: WorkflowRequest) -> bool:
+    async def _refused(
+        self, held: HeldWorkflow, workflow: Workflow, step: Step, definition: WorkflowRequest | None
+    ) -> bool:
         """Enqueue the run of one step, or note why that cannot be done; one that may be possible later is left for then."""
         assert step.latest is not None
-        asked = next(each for each in definition.steps if each.name == step.name)
         try:
-            results = {name: await self._said(workflow.step(name)) for name in references(asked)}
-            run = run_of(asked, step, step.latest, workflow.caller, definition, results)
-            await self._jobs.enqueue(run, needed=True)
+            await self._enqueue(workflow, step, step.latest, definition)
         except ServiceError as error:
             if error.code in _LATER:
                 delay_s = min(error.body.retry_after_s or _LOOK_AGAIN_S, _LONGEST_DELAY_S)
@@ -171,6 +169,16 @@ class Workflows:
             await held.refuse(step.latest.execution_id, error.body.model_dump(mode="json"))
             return True
         return False
+
+    async def _enqueue(
+        self, workflow: Workflow, step: Step, attempt: AttemptOfStep, definition: WorkflowRequest | None
+    ) -> None:
+        if definition is None:
+            raise ServiceError(ErrorCode.CONFLICT, "What was sent is not kept any more; start the workflow again.")
+        asked = next(each for each in definition.steps if each.name == step.name)
+        results = {name: await self._said(workflow.step(name)) for name in references(asked)}
+        run = run_of(asked, step, attempt, workflow.caller, definition, results)
+        await self._jobs.enqueue(run, needed=True)
 
     async def _said(self, step: Step) -> ExecutionResult:
         """The result of a step that has succeeded."""
@@ -187,13 +195,15 @@ class Workflows:
         result = self._results.open(row) if row is not None else None
         return for_caller(result, row.owner, caller) if result and row and caller else result
 
-    async def _cancel_runs(self, workflow: Workflow) -> None:
-        runs = [step.latest for step in workflow.steps if step.status == "running" and step.latest is not None]
-        refs = [
-            GetExecution(execution_id=run.execution_id, caller=workflow.caller) for run in runs if run.run is not None
-        ]
-        await asyncio.gather(*(self._cancel_run(ref) for ref in refs), return_exceptions=True)
-        self._wake.set()
+    async def _stop_runs(self, workflow: Workflow) -> None:
+        """Ask for the end of every run that goes on; what becomes of the steps is decided when it has come."""
+        for step in workflow.steps:
+            if (
+                step.status == "running"
+                and step.latest is not None
+                and (row := await self._runs.get(step.latest.execution_id))
+            ):
+                await self._stop_run(row)
 
     # Telling ----------------------------------------------------------------------------------------------------------
 

@@ -391,7 +391,9 @@ async def test_kill_9_of_an_executor_interrupts_its_runs_and_sigterm_lets_them_f
         assert running == 0, "its slots are free: they are these rows"
 
 
-async def test_kill_9_of_every_executor_in_the_middle_of_a_workflow_and_each_step_is_paid_once(mortal: Stack) -> None:
+async def test_kill_9_of_executors_and_bus_in_the_middle_of_a_workflow_and_each_step_is_paid_once(
+    mortal: Stack,
+) -> None:
     executors = [name for name in mortal.parts if name.startswith("executor")]
     async with connected(mortal, "reader") as person:
         long, quick = await person.publish(model="sandbox/long"), await person.publish()
@@ -418,11 +420,12 @@ async def test_kill_9_of_every_executor_in_the_middle_of_a_workflow_and_each_ste
             return len(await person.upstream_calls()) == 2
 
         await until(long_is_called)
-        await asyncio.gather(*(mortal.parts[name].kill() for name in executors))
+        await asyncio.gather(mortal.nats.kill(), *(mortal.parts[name].kill() for name in executors))
         # As if 15 seconds had passed: the leases of the dead run out.
         await row(
             mortal, "UPDATE executor.executions SET lease_until = now() - interval '1 hour' WHERE status = 'running'"
         )
+        await mortal.nats.start()
         await asyncio.gather(*(mortal.parts[name].start() for name in executors))
 
         events = await asyncio.wait_for(following, 2 * REAPED_S)
