@@ -6,14 +6,16 @@ Everything that can be refused is refused here, before a row is written or a slo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
 import orjson
+from pydantic import JsonValue
 
 from contracts.base import new_execution_id
-from contracts.catalog import CheckDraft, ResolvedResource
+from contracts.catalog import CheckDraft, InputField, ResolvedResource
 from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import Execute
 from contracts.subjects import DRAFTS_CHECK
@@ -22,7 +24,7 @@ from services.executor.attachments import Attachments
 from services.executor.ceilings import ceiling
 from services.executor.leases import KeyLeases, Lease
 from services.executor.limits import Hold, hold_of, is_limited
-from services.executor.request import ModelRequest, build_request, pseudonym
+from services.executor.request import ModelRequest, build_request, pseudonym, render_inputs
 from services.executor.resolutions import Resolutions
 from services.executor.store import NewExecution
 from services.runtime.bus import Bus
@@ -100,11 +102,21 @@ class Preparation:
         most_usd = ceiling(resource, prepared.request, execute.caller)
         return replace(prepared, hold=hold_of(resource, execute.caller, most_usd))
 
-    async def foresee(self, execute: Execute) -> ResolvedResource:
-        """The resource of a run that is to be made later. Raises ServiceError for every reason that its input has no part in."""
+    async def foresee(
+        self, execute: Execute, known: Callable[[ResolvedResource], tuple[list[InputField], dict[str, JsonValue]]]
+    ) -> ResolvedResource:
+        """The resource of a run that is to be made later. Raises ServiceError for every reason that shows already.
+
+        `known` are the declared inputs and the values of which something can be said today.
+        """
         resource = await self._resource(execute)
         check_run(resource, execute.caller, execute)
-        await self._leases.get(resource.owner)
+        fields, values = known(resource)
+        render_inputs(fields, values, await self._attachments.of(execute.caller, fields, values))
+        try:
+            await self._leases.get(resource.owner)
+        except ServiceError as error:
+            raise ServiceError.from_body(error_for_caller(error.body, resource.owner, execute.caller)) from None
         return resource
 
     async def resume(self, execute: Execute, resource: ResolvedResource, received_at: datetime) -> Prepared:

@@ -24,7 +24,7 @@ from services.executor.views import cursor_of
 from services.executor.workflow_runs import Workflows
 from services.executor.workflow_store import NewStep, NewWorkflow, Workflow, WorkflowStore
 from services.executor.workflow_views import no_such_workflow
-from services.executor.workflows import check, check_input, check_price, check_resume, edges, of_step, request_hash
+from services.executor.workflows import check, check_price, check_resume, edges, known_input, of_step, request_hash
 
 _CANCEL_WAIT_S = 2.5
 _CANCEL_LOOK_S = 0.05
@@ -78,10 +78,9 @@ class WorkflowHandlers:
             caller=request.caller,
         )
         try:
-            resource = await self._preparation.foresee(execute)
+            resource = await self._preparation.foresee(execute, lambda found: known_input(step, found.inputs))
         except ServiceError as error:
-            raise of_step(error, step.name) from None
-        check_input(number, step, resource.inputs)
+            raise of_step(error, step.name, f"steps.{number}.") from None
         return NewStep(step.name, step.resource, edges(step), highest_price(resource.pricing))
 
     async def get(self, request: GetWorkflow) -> WorkflowView:

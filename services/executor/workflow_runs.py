@@ -251,5 +251,5 @@ def _progress(workflow: Workflow, changes: Sequence[StepChange]) -> Iterable[Ste
             step=step.name,
             status=step.status,
             execution_id=change.begins or ran,
-            error=error_of(step),
+            error=error_of(step, workflow.caller),
         )

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from uuid import UUID
 
-from contracts.errors import ErrorBody, ErrorCode, ServiceError
+from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import TERMINAL_STATUSES, Caller, Cost, ExecutionResult, ExecutionStatus, PriceOnly
 from contracts.workflows import StepAttempt, StepView, WorkflowView
 from services.executor.access import is_creator
 from services.executor.workflow_store import AttemptOfStep, Step, Workflow
-from services.executor.workflows import error_of, failure_of
+from services.executor.workflows import error_of, error_of_run, failure_of
 
 _MOST_RESULT_BYTES = 6_000_000
 
@@ -60,13 +60,12 @@ def _step(step: Step, caller: Caller, results: Mapping[UUID, ExecutionResult]) -
         status=step.status,
         execution_id=latest.execution_id if latest is not None and latest.refusal is None else None,
         attempts=[_attempt(attempt, step, caller) for attempt in step.attempts],
-        error=error_of(step),
+        error=error_of(step, caller),
         result=results.get(latest.execution_id) if latest is not None else None,
     )
 
 
 def _attempt(attempt: AttemptOfStep, step: Step, caller: Caller) -> StepAttempt:
-    error = attempt.refusal or attempt.error
     # One that is not handed over yet; or never was, because the workflow was canceled first.
     without_run: ExecutionStatus = "queued" if step.status == "running" else "canceled"
     return StepAttempt(
@@ -74,7 +73,7 @@ def _attempt(attempt: AttemptOfStep, step: Step, caller: Caller) -> StepAttempt:
         execution_id=attempt.execution_id if attempt.refusal is None else None,
         status="failed" if attempt.refusal is not None else attempt.run or without_run,
         cost=_total([attempt], caller) if attempt.run in TERMINAL_STATUSES else None,
-        error=ErrorBody.model_validate(error) if error is not None else None,
+        error=error_of_run(attempt, caller),
     )
 
 

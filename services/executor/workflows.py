@@ -20,7 +20,8 @@ from contracts.errors import ErrorBody, ErrorCode, FieldProblem, ServiceError
 from contracts.execution import Caller, Execute, ExecutionResult, MediaPart
 from contracts.money import plain
 from contracts.workflows import RunWorkflow, StepStatus, WorkflowRequest, WorkflowStatus, WorkflowStep
-from services.executor.request import plain_text, render_inputs
+from services.executor.access import error_for_caller
+from services.executor.request import plain_text
 from services.executor.workflow_store import AttemptOfStep, Step, StepChange, Workflow
 
 MAX_STARTS = 3
@@ -95,17 +96,13 @@ def _in_circles(steps: Sequence[WorkflowStep]) -> list[str]:
     return list(waiting)
 
 
-def check_input(number: int, step: WorkflowStep, fields: Sequence[InputField]) -> None:
-    """Raises INVALID where the input of a step does not suit its resource, as far as that can be said before it runs."""
+def known_input(step: WorkflowStep, fields: Sequence[InputField]) -> tuple[list[InputField], dict[str, JsonValue]]:
+    """What can be checked of a step's input before anything runs: the declared inputs without those that wait for an earlier
+    step, and their values. Values that are not declared are among them, whatever they refer to."""
     later = {name for name, value in step.input.items() if any(_REFERENCE.search(text) for text in _texts(value))}
-    known = {field.name for field in fields}
-    try:
-        render_inputs(
-            [field for field in fields if field.name not in later],
-            {name: value for name, value in step.input.items() if name not in later or name not in known},
-        )
-    except ServiceError as error:
-        raise of_step(error, step.name, f"steps.{number}.") from None
+    declared = {field.name for field in fields}
+    values = {name: value for name, value in step.input.items() if name not in later or name not in declared}
+    return [field for field in fields if field.name not in later], values
 
 
 def of_step(error: ServiceError, name: str, path: str = "") -> ServiceError:
@@ -320,23 +317,31 @@ def due(attempt: AttemptOfStep, step: Step) -> Decimal:
     return step.highest_usd if attempt.price_usd is None else attempt.price_usd
 
 
-def error_of(step: Step) -> ErrorBody | None:
+def error_of_run(attempt: AttemptOfStep, caller: Caller) -> ErrorBody | None:
+    """How a run of a step failed, as its caller may read it."""
+    if attempt.refusal is not None:
+        return ErrorBody.model_validate(attempt.refusal)
+    if attempt.error is None or attempt.owner is None:
+        return None
+    return error_for_caller(ErrorBody.model_validate(attempt.error), attempt.owner, caller)
+
+
+def error_of(step: Step, caller: Caller) -> ErrorBody | None:
     """Why a step failed."""
     if step.status != "failed":
         return None
-    latest = step.latest
-    told = None if latest is None else latest.refusal or latest.error
+    told = error_of_run(step.latest, caller) if step.latest is not None else None
     if told is None:
         return ErrorBody(code=ErrorCode.INTERNAL, message="How this step failed is not kept any more; run it again.")
-    return ErrorBody.model_validate(told)
+    return told
 
 
 def failure_of(workflow: Workflow) -> ErrorBody | None:
     """Why a workflow failed: its first step that did, and what to do."""
     for step in workflow.steps:
-        if workflow.status == "failed" and (error := error_of(step)) is not None:
+        if workflow.status == "failed" and (error := error_of(step, workflow.caller)) is not None:
             message = (
                 f"The step `{step.name}` failed: {error.message} Resume the workflow then; what succeeded is kept."
             )
-            return error.model_copy(update={"message": message, "fields": []})
+            return error.model_copy(update={"message": message})
     return None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 from typing import Any
 
 from deploy.local.stack import Stack
+from deploy.sandbox.media import png
 from tests.e2e.client import Event, Person, at_gateway, checked, connected, good, problem, read_events, signed_in, until
 
 PATH = "/api/workflows"
@@ -110,6 +113,44 @@ async def test_a_workflow_fails_is_mended_and_resumed_and_pays_for_nothing_twice
         receipts = (await creator.get("/api/executions", role="owner"))["items"]
         assert len(receipts) == 5
         assert all(each["result"] is None for each in receipts), "creators see receipts, never what callers got"
+
+
+async def test_pictures_go_from_step_to_step_and_in_from_outside(stack: Stack) -> None:
+    async with connected(stack, "painter") as person:
+        painter = await person.publish(model="sandbox/image", config={"modalities": ["image", "text"]})
+        looking = [{"name": "photo", "type": "image"}, {"name": "text"}]
+        viewer = await person.publish(
+            model="openai/gpt-4o-mini", inputs=looking, config={"prompt_template": "{{text}}"}
+        )
+        photo = png("a photo")
+        upload = good(await person.http.post("/media", content=photo))
+        look = {"resource": viewer["id"], "depends_on": []}
+        workflow_id = await start(
+            person,
+            step("paint", painter["id"], "a red circle"),
+            {
+                **look,
+                "name": "painted",
+                "input": {"photo": "{{steps.paint.image}}", "text": "{{steps.paint.outputs[0].bytes}} bytes"},
+            },
+            {**look, "name": "uploaded", "input": {"photo": "{{input.photo}}", "text": "an upload"}},
+            {**look, "name": "sent", "input": {"photo": data_url(photo), "text": "a data URL"}},
+            input={"photo": upload["url"]},
+        )
+        view = await ended(person, workflow_id)
+        assert view["status"] == "succeeded", view["error"]
+        run = await person.execution(view["steps"][0]["execution_id"])
+        painted = (await person.http.get(run["result"]["outputs"][0]["url"])).content
+        seen = sorted(file["sha256"] for call in await person.upstream_calls() for file in call["files"])
+        assert seen == sorted(hashlib.sha256(data_url(each).encode()).hexdigest() for each in (painted, photo, photo))
+
+        refused = {"steps": [{**look, "name": "x", "input": {"photo": "https://example.org/a.png", "text": "no"}}]}
+        wrong = problem(await person.http.post(PATH, json=refused), 422, "invalid")
+        assert wrong["errors"][0]["path"] == "steps.0.input.photo"
+
+
+def data_url(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 async def test_a_view_goes_on_at_another_gateway_and_leaving_cancels_nothing(stack: Stack) -> None:

@@ -18,18 +18,19 @@ from contracts.catalog import InputField
 from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import Caller, ExecutionResult
 from contracts.workflows import ENDED_WORKFLOW, MAX_STEPS, RunWorkflow, WorkflowRequest, WorkflowStep
+from services.executor.request import render_inputs
 from services.executor.workflow_store import AttemptOfStep, Step, Workflow
 from services.executor.workflow_views import shown_results, view_of
 from services.executor.workflows import (
     MAX_STARTS,
     check,
-    check_input,
     check_price,
     check_resume,
     decide,
     edges,
     failure_of,
     fill,
+    known_input,
     request_hash,
     run_of,
 )
@@ -53,7 +54,7 @@ def problems(asked: WorkflowRequest) -> list[tuple[str, str]]:
     return [(field.path, field.message) for field in error.body.fields] if error is not None else []
 
 
-def refusal(attempt: Callable[[], None]) -> ServiceError | None:
+def refusal(attempt: Callable[[], object]) -> ServiceError | None:
     """The error that this raises, if any; nothing else than `invalid` is expected."""
     try:
         attempt()
@@ -142,13 +143,13 @@ def test_inputs_are_checked_as_far_as_they_are_known() -> None:
 
     def refused(**values: JsonValue) -> list[str]:
         asked = WorkflowStep(name="x", resource="r", input=values)
-        error = refusal(lambda: check_input(3, asked, fields))
+        error = refusal(lambda: render_inputs(*known_input(asked, fields)))
         return [field.path for field in error.body.fields] if error is not None else []
 
     assert refused(text="a", n=1) == refused(text="{{steps.a.text}}", n="{{steps.a.text}}") == []
-    assert refused(text="a", n="one") == ["steps.3.input.n"]
-    assert refused(n="{{input.n}}") == ["steps.3.input.text"]
-    assert refused(text="a", more="{{steps.a.text}}") == ["steps.3.input.more"]
+    assert refused(text="a", n="one") == ["input.n"]
+    assert refused(n="{{input.n}}") == ["input.text"]
+    assert refused(text="a", more="{{steps.a.text}}") == ["input.more"]
 
 
 def test_a_price_limit_is_for_everything_together() -> None:
@@ -410,6 +411,20 @@ def test_results_that_do_not_fit_into_one_message_are_left_out() -> None:
         row("d", "succeeded", attempt("succeeded", kept_bytes=4_000_000)),
     )  # fmt: skip
     assert shown_results(shown) == [big.execution_id, small.execution_id]
+
+
+def test_what_is_the_creators_affair_is_not_told_to_others() -> None:
+    body = ErrorBody(
+        code=ErrorCode.CREDITS_EXHAUSTED,
+        message="Your OpenRouter credits are used up.",
+        action_url="https://openrouter.ai/x",
+    )
+    failed = row("a", "failed", attempt("failed", error=body.model_dump(mode="json")))
+    mine, theirs = view_of(workflow(failed, caller_id="ada"), {}), view_of(workflow(failed), {})
+    for view, shown in ((mine, True), (theirs, False)):
+        errors = [view.error, view.steps[0].error, view.steps[0].attempts[0].error]
+        assert all(error is not None and (error.action_url is not None) == shown for error in errors)
+        assert all(error is not None and ("Your OpenRouter credits" in error.message) == shown for error in errors)
 
 
 def test_a_failure_names_its_step_and_what_to_do() -> None:

@@ -68,14 +68,19 @@ async def start_workflow(
 ) -> Response:
     """Each step is an ordinary run with a price and a receipt; steps that do not wait for each other run side by side.
 
+    Files are best uploaded first (`POST /media`) and given by their `url`; small ones may be data URLs.
+
     What can be known to be wrong is refused before the first step is paid: names, references, inputs, access, prices. It
     goes on without you; follow its events, or ask for it.
     """
     await refuse_unknown_fields(request, body)
     gateway = gateway_of(request)
     refuse_without_bus(gateway)
+    caller = caller_of(user)
+    for values in (body.input, *(step.input for step in body.steps)):
+        await gateway.uploads.take_out(caller, values, {})
     message = RunWorkflow.model_construct(
-        **dict(body), workflow_id=new_execution_id(), caller=caller_of(user), idempotency_key=idempotency_key
+        **dict(body), workflow_id=new_execution_id(), caller=caller, idempotency_key=idempotency_key
     )
     return _accepted(request, await gateway.bus.call_raw(WORKFLOWS_RUN, encode(message)))
 
