@@ -10,6 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
+from services.executor.store import RESULT_IS_PAST
 from services.runtime.postgres import unavailable_when_down
 
 _TIMEOUT_S = 600
@@ -32,7 +33,7 @@ PAST = (
     Kind(
         "results past their time",
         "executor.executions",
-        "result IS NOT NULL AND result_expires_at < now() AND $1::interval IS NOT NULL",
+        f"{RESULT_IS_PAST} AND $1::interval IS NOT NULL",
         _RESULT,
     ),
     Kind(

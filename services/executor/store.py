@@ -33,6 +33,11 @@ _LISTED_COLUMNS = _EXECUTION_COLUMNS.replace(" job,", " NULL::bytea AS job,").re
     " result,", " NULL::bytea AS result,"
 )
 
+RESULT_IS_PAST = """result IS NOT NULL AND result_expires_at < now() AND NOT EXISTS (
+    SELECT FROM executor.workflow_attempts a JOIN executor.workflows w ON w.id = a.workflow_id
+    WHERE a.execution_id = executions.id AND w.status = 'running')"""
+"""Of a row of `executions`: nobody may ask for its output any more, and no workflow under way may need it."""
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -358,10 +363,7 @@ class Store:
     async def erase_expired_results(self) -> int:
         """Delete outputs that need not be kept any longer; receipts stay. Steps of a workflow under way may need theirs."""
         status: str = await self._pool.execute(
-            """UPDATE executor.executions e SET result = NULL, result_key_id = NULL
-               WHERE result IS NOT NULL AND result_expires_at < now() AND NOT EXISTS (
-                   SELECT FROM executor.workflow_attempts a JOIN executor.workflows w ON w.id = a.workflow_id
-                   WHERE a.execution_id = e.id AND w.status = 'running')"""
+            f"UPDATE executor.executions SET result = NULL, result_key_id = NULL WHERE {RESULT_IS_PAST}"
         )
         return int(status.rpartition(" ")[2])
 

@@ -38,6 +38,7 @@ _LOOK_AGAIN_S = 1.0
 _GATHER_S = 0.01
 _AT_ONCE = 4
 _LONGEST_DELAY_S = 5.0
+_LONGEST_WAIT_S = 60.0
 _AFTER_A_BUG = timedelta(seconds=10)
 _JANITOR_EVERY_S = 300.0
 # A run that cannot be handed over because of these is handed over later; anything else is how its step failed.
@@ -162,8 +163,10 @@ class Workflows:
         try:
             await self._enqueue(workflow, step, step.latest, definition)
         except ServiceError as error:
-            if error.code in _LATER:
-                delay_s = min(error.body.retry_after_s or _LOOK_AGAIN_S, _LONGEST_DELAY_S)
+            wait_s = error.body.retry_after_s or _LOOK_AGAIN_S
+            # A day's limit that is used up comes back at midnight: that is for its owner to wait for.
+            if error.code in _LATER and wait_s <= _LONGEST_WAIT_S:
+                delay_s = min(wait_s, _LONGEST_DELAY_S)
                 await held.look_again(timedelta(seconds=delay_s))
                 return False
             await held.refuse(step.latest.execution_id, error.body.model_dump(mode="json"))
