@@ -25,9 +25,10 @@ _NOT_FOR_STRANGERS = (
 
 
 def error_for_caller(error: ErrorBody, owner: str, caller: Caller) -> ErrorBody:
-    """An error as this caller may see it. What can be put right at OpenRouter is about the creator's account there: how
-    much it can pay, how it is set, where to change it. That is nobody else's business."""
-    if error.action_url is None or is_creator(owner, caller):
+    """An error as this caller may see it. What its creator can put right at OpenRouter is about the account there: how much
+    it can pay, how it is set, where to change it. That is nobody else's business, and nothing that they could do."""
+    for_creator = error.action_url is not None or error.code is ErrorCode.KEY_MISSING
+    if not for_creator or is_creator(owner, caller):
         return error
     message = _FOR_STRANGERS.get(error.code, _NOT_FOR_STRANGERS)
     return error.model_copy(update={"message": message, "action_url": None})

@@ -104,7 +104,8 @@ class Normaliser:
 
     def feed(self, payload: bytes) -> list[Delta]:
         """One payload of the splitter. What became known with it, in order; never raises."""
-        if payload == DONE:
+        # Nothing after the end is read, also where it came in the same packet.
+        if self.done or payload == DONE:
             self.done = True
             return []
         try:

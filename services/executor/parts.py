@@ -108,9 +108,10 @@ def other_part(kind: object, value: Any) -> OtherPart:
 
 
 def size_of(value: Any) -> int:
-    """Bytes that a value takes in a message, where any character may stand for up to six."""
+    """Bytes that a value takes in a message, where a character may take up to six; text without its quotes, so that pieces
+    add up to the whole."""
     if isinstance(value, str):
-        return len(orjson.dumps(clean(value)))
+        return len(orjson.dumps(clean(value))) - 2
     return len(orjson.dumps(safe_json(value))) if value is not None else 0
 
 

@@ -22,7 +22,7 @@ from tests.integration.executor_parts import House, executor_in, house_without_e
 from tests.integration.gateway_parts import bearer, running_gateway
 from tests.matrix.case import LOOKUP, NONE, UNKNOWN, Case
 from tests.matrix.cases import CASES
-from tests.matrix.endings import UNREACHABLE, Ending
+from tests.matrix.endings import KEY_SPENT, UNREACHABLE, Ending
 from tests.matrix.plays import LEAK, Play
 from tests.matrix.upstream import MatrixUpstream, matrix_upstream
 from tests.stack import Database, clone_of
@@ -200,3 +200,14 @@ async def test_upstream_that_takes_no_connections_is_asked_three_times(lab: Lab)
         outcome = await execute(lab, "stream/text", case, streamed=streamed, live=True)
         check_failure(case, UNREACHABLE, outcome)
         check_receipts(case, outcome, await lab.house.receipts(UUID(outcome.body["execution_id"])))
+
+
+async def test_a_run_reads_differently_to_its_caller_and_to_its_creator(lab: Lab) -> None:
+    case = next(case for case in CASES if case.ending is KEY_SPENT)
+    outcome = await execute(lab, f"stream/{case.name}", case, streamed=True)
+    path = f"/api/executions/{outcome.body['execution_id']}"
+    told = {}
+    for person in (f"bob-{outcome.run}", outcome.owner):
+        error = (await lab.http.get(path, headers=bearer(person))).json()["error"]
+        told[person] = (error["message"], error.get("action_url") is not None)
+    assert list(told.values()) == [(KEY_SPENT.stranger, False), (KEY_SPENT.sentence, True)]

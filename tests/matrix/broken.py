@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -275,6 +276,25 @@ CUTS = [
         end.NO_COMPLETION,
         streamed(PROCESSING * 3),
         body(PADDING * 3),
+    ),
+    failing(
+        "not-http",
+        "an answer that is not HTTP",
+        end.BROKEN_OFF,
+        Play((b"220 ready\r\n\r\n",), status=None),
+        cost=UNKNOWN,
+    ),
+    failing(
+        "not-gzip",
+        "a body that says that it is compressed, and is not",
+        end.BROKEN_OFF,
+        stream(*WHOLE, headers={"Content-Encoding": "gzip"}),
+    ),
+    Case(
+        "gzip",
+        "a compressed body, although none was asked for",
+        (streamed(gzip.compress(events(*WHOLE)), headers={"Content-Encoding": "gzip"}),),
+        text="fine",
     ),
     failing("done-alone", "`[DONE]` and nothing else", end.NO_COMPLETION, streamed(b"data: [DONE]\n\n")),
     failing(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tests.matrix import endings
 from tests.matrix.case import Case
-from tests.matrix.cases import CASES, SECTIONS
+from tests.matrix.cases import CASES, QUIRKS, SECTIONS
 from tests.matrix.endings import DONE, Ending
 from tests.stack import ROOT
 
@@ -23,19 +25,29 @@ def tables() -> str:
     """All tables: what happens, and what it is called."""
     parts = []
     for title, cases in SECTIONS.items():
-        rows = "\n".join(map(_case, cases))
-        parts.append(f"#### {title}\n\n| upstream | attempts | end | cost | sandbox |\n|---|---|---|---|---|\n{rows}\n")
+        head = "| case | upstream | attempts | end | cost | sandbox |\n|---|---|---|---|---|---|\n"
+        parts.append(f"#### {title}\n\n{head}{_rows(map(_case, cases))}")
     known = [ending for ending in vars(endings).values() if isinstance(ending, Ending) and ending is not DONE]
-    rows = "\n".join(map(_ending, known))
     head = "| end | code | HTTP | again | what the caller reads |\n|---|---|---|---|---|\n"
-    parts.append(f"#### The ends that are failures\n\n{head}{rows}\n")
+    parts.append(f"#### The ends that are failures\n\n{head}{_rows(map(_ending, known))}")
+    head = "| | quirk | cases |\n|---|---|---|\n"
+    parts.append(f"#### The known quirks of answers\n\n{head}{_rows(map(_quirk, QUIRKS))}")
     return "\n".join(parts)
+
+
+def _rows(rows: Iterable[str]) -> str:
+    return "".join(f"{row}\n" for row in rows)
+
+
+def _quirk(number: int) -> str:
+    names = ", ".join(case.name for case in CASES if number in case.quirks)
+    return f"| {number} | {QUIRKS[number]} | {names} |"
 
 
 def _case(case: Case) -> str:
     says = case.says if case.plain is None else f"{case.says} ◦"
     mode = f"`{case.mode}`" if case.mode else ""
-    return f"| {says} | {case.attempts} | {_end(case)} | {case.cost} | {mode} |"
+    return f"| {case.name} | {says} | {case.attempts} | {_end(case)} | {case.cost} | {mode} |"
 
 
 def _end(case: Case) -> str:

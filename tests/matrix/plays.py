@@ -31,7 +31,7 @@ class Play:
     """One answer. A step is bytes, written as they stand, or seconds of waiting.
 
     `ending`: the body ends as HTTP wants it, without that, with a reset, or never (then `heartbeat` comes on and on).
-    `status` None: nothing is answered at all, not even a status.
+    `status` None: what is answered, if anything, is not HTTP.
     """
 
     steps: tuple[Step, ...]

@@ -65,7 +65,8 @@ class MatrixUpstream:
 
 async def _play(writer: asyncio.StreamWriter, play: Play, generation_id: str) -> None:
     if play.status is None:
-        await _end(writer, play)
+        writer.writelines(step for step in play.steps if isinstance(step, bytes))
+        await (_end(writer, play) if play.ending != "end" else writer.drain())
         return
     headers = {"Transfer-Encoding": "chunked", "Connection": "close", **play.headers}
     if play.id_in_header:

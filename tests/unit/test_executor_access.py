@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from contracts.catalog import Availability, CostPlusPrice, FixedPrice
-from contracts.errors import ErrorCode, ServiceError
+from contracts.errors import ErrorBody, ErrorCode, ServiceError
 from contracts.execution import Caller, ExecuteRequest
-from services.executor.access import check_run, is_creator
+from services.executor.access import check_run, error_for_caller, is_creator
 from tests.unit.executor_parts import ADA, BOB, PUBLISHER_ADA, resource
 
 COST_PLUS = CostPlusPrice(mode="cost_plus", markup_percent=Decimal(10), max_usd=Decimal("0.5"))
@@ -79,3 +79,24 @@ def test_price_limit_is_held_against_the_most_that_a_run_can_cost(pricing: Any, 
 def test_refused_price_is_written_as_people_write_it() -> None:
     pricing = FixedPrice(mode="fixed", price_usd=Decimal("0.00000010"))
     assert "0.0000001 USD" in refusal({"pricing": pricing}, max_price_usd="0").body.message
+
+
+ABOUT_THE_ACCOUNT = [
+    ErrorBody(code=code, message="About the account.", action_url="https://openrouter.ai/settings", retry_after_s=7)
+    for code in (ErrorCode.KEY_REJECTED, ErrorCode.CREDITS_EXHAUSTED, ErrorCode.SPEND_LIMIT, ErrorCode.RATE_LIMITED)
+] + [ErrorBody(code=ErrorCode.KEY_MISSING, message="About the account.")]
+
+
+@pytest.mark.parametrize("error", ABOUT_THE_ACCOUNT, ids=lambda error: str(error.code))
+def test_only_the_creator_reads_what_is_about_the_account(error: ErrorBody) -> None:
+    assert error_for_caller(error, "ada", ADA) == error
+    for stranger in (BOB, PUBLISHER_ADA):
+        shown = error_for_caller(error, "ada", stranger)
+        assert (shown.code, shown.retry_after_s, shown.action_url) == (error.code, error.retry_after_s, None)
+        assert "account" not in shown.message
+        assert shown.message.endswith(".")
+
+
+def test_everybody_reads_the_same_of_all_other_errors() -> None:
+    error = ErrorBody(code=ErrorCode.UPSTREAM, message="It failed.", retryable=True)
+    assert error_for_caller(error, "ada", BOB) == error

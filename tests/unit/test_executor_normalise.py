@@ -54,7 +54,7 @@ def plain(message: dict[str, Any], finish: str | None = "stop", **head: Any) -> 
     return json.dumps({"id": "gen-1", "model": "a/b-2026", "provider": "P", "choices": [choice], **head}).encode()
 
 
-ORDER = ("reasoning", "content", "refusal", "tool_calls", "images", "audio", "annotations")
+ORDER = ("reasoning", "content", "refusal", "tool_calls", "images", "videos", "audio", "annotations")
 USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "cost": 0.00002, "is_byok": False}
 
 
@@ -262,6 +262,7 @@ messages = st.fixed_dictionaries(
             max_size=3,
             unique_by=str,
         ),
+        "videos": st.just([{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}]),
         "audio": st.just({"id": "a", "data": "UklGRg==", "transcript": "Hm."}),
         "annotations": st.lists(
             st.sampled_from(["https://a.example", "https://b.example"]).map(

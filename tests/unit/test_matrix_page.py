@@ -5,11 +5,10 @@ from collections import Counter
 
 from deploy.sandbox.modes import MODES
 from services.executor.refusals import _STATUS_OF_WORD
-from tests.matrix.cases import CASES
+from tests.matrix.cases import CASES, QUIRKS
 from tests.matrix.page import PAGE, unused, written
 from tests.stack import ROOT
 
-QUIRKS = frozenset(range(1, 28))
 # Modes that are about how much, how fast, which file or what is accounted afterwards, not about how a run ends.
 ORDINARY = {"fast", "fast-1", "long", "drip", "image-two", "image-bad", "svg-image", "adjusted", "late"}
 DOCUMENTED_WORDS = {
@@ -44,7 +43,7 @@ def test_every_documented_word_and_status_has_a_case() -> None:
 
 
 def test_every_quirk_has_a_case_and_those_of_a_message_a_test_of_their_own() -> None:
-    assert {number for case in CASES for number in case.quirks} == QUIRKS
+    assert {number for case in CASES for number in case.quirks} == set(QUIRKS) == set(range(1, 28))
     tests = (ROOT / "tests/unit/test_executor_normalise.py").read_text(encoding="utf-8")
     named = {int(number) for name in re.findall(r"def test_quirk_\w+", tests) for number in re.findall(r"\d+", name)}
     assert {2, *range(4, 17), 20, 21, 22, 24, 25, 26} <= named
