@@ -31,9 +31,9 @@ from tests.matrix.plays import (
     streamed,
 )
 
-QUICK = Timeouts(first_token_s=0.4, idle_s=25, total_s=60)
-STALLING = Timeouts(first_token_s=25, idle_s=0.4, total_s=60)
-SHORT = Timeouts(first_token_s=25, idle_s=25, total_s=0.8)
+QUICK = Timeouts(first_token_s=3, idle_s=25, total_s=60)
+STALLING = Timeouts(first_token_s=25, idle_s=2, total_s=60)
+SHORT = Timeouts(first_token_s=25, idle_s=25, total_s=4)
 
 
 def failing(
@@ -375,7 +375,7 @@ SILENCE = [
         "late",
         "keep-alives, and an answer that begins too late",
         end.NOT_BEGUN,
-        streamed(PROCESSING, 1.5, events(*WHOLE)),
+        streamed(PROCESSING, 8, events(*WHOLE)),
         timeouts=QUICK,
         mode="slow",
     ),
