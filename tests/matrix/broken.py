@@ -375,7 +375,7 @@ SILENCE = [
         "late",
         "keep-alives, and an answer that begins too late",
         end.NOT_BEGUN,
-        streamed(PROCESSING, 8, events(*WHOLE)),
+        streamed(PROCESSING, 8.0, events(*WHOLE)),
         timeouts=QUICK,
         mode="slow",
     ),
