@@ -176,6 +176,7 @@ class House:
         for table in (
             *("workflow_attempts", "workflow_steps", "workflows"),
             *("dead_letters", "cost_checks", "reconciliations"),
+            *("cooldowns", "request_rates", "budget_days"),
         ):
             await self.database.execute(f"DELETE FROM executor.{table}")
         await self.database.execute("TRUNCATE executor.executions CASCADE; TRUNCATE executor.outbox")

@@ -88,6 +88,24 @@ async def test_slots_go_to_those_who_came_first() -> None:
     assert admitted == list("abcd")
 
 
+async def test_callers_take_turns_and_one_with_many_does_not_stand_before_another() -> None:
+    key, slots = Key(0), Slots(wait_s=5)
+    admitted: list[str] = []
+    waiting = []
+    eve = Caller(kind="user", id="eve")
+    for name, caller in [("b1", BOB), ("b2", BOB), ("b3", BOB), ("b4", BOB), ("e1", eve), ("e2", eve)]:
+        task = admit(slots, key, name, caller=caller)
+        task.add_done_callback(partial(lambda name, _: admitted.append(name), name))
+        waiting.append(task)
+        await settle()
+    for _ in waiting:
+        key.free = 1
+        slots.freed("ada")
+        await settle()
+    await asyncio.gather(*waiting)
+    assert admitted == ["b1", "b2", "e1", "b3", "e2", "b4"]
+
+
 async def test_who_comes_later_does_not_pass_those_who_wait() -> None:
     key, slots = Key(0), Slots(wait_s=5)
     first = admit(slots, key, "first")
