@@ -81,9 +81,11 @@ class Audit:
             self._alerted,
             self._revisions,
             self._slots,
+            self._budgets,
             self._jobs,
             self._events,
             self._projection,
+            self._files,
             self._alive,
         )
         return [check() for check in checks]
@@ -286,6 +288,20 @@ class Audit:
                 against.append(f"{name} counts {metrics['x402jobs_slots_in_use']:g}")
         return Claim("no slot is held", f"{len({row['owner'] for row in self.facts.executions})} keys", against)
 
+    def _budgets(self) -> Claim:
+        """What nobody knows the cost of counts as the most that it can have cost."""
+        spent: dict[str, Decimal] = defaultdict(Decimal)
+        for row in self.facts.executions:
+            spent[row["owner"]] += row["cost_usd"] if row["cost_status"] == "final" else row["hold_usd"] or ZERO
+        against = [f"{row['owner']} still holds {row['held_usd']}" for row in self.facts.budgets if row["held_usd"]]
+        stated = {row["owner"]: row["spent_usd"] for row in self.facts.budgets}
+        against += [
+            f"{owner} spent {total}, by the budget {stated.get(owner)}"
+            for owner, total in spent.items()
+            if stated.get(owner) != total
+        ]
+        return Claim("no budget is held, and what is spent of it was billed", f"{len(stated)} budgets", against)
+
     def _jobs(self) -> Claim:
         jobs = [order for order in self.orders if order.kind in ("async", "submit") and order.accepted]
         against = [
@@ -334,6 +350,14 @@ class Audit:
             if spent[owner] != stated[owner]
         ]
         return Claim("the catalog's figures are the sum of the receipts", f"{len(runs)} runs", against)
+
+    def _files(self) -> Claim:
+        lost = [
+            f"{file['name']}: {file['status']}"
+            for file in self.facts.files
+            if file["status"] != 200 or not file["bytes"]
+        ]
+        return Claim("every file that a result names is there", f"{len(self.facts.files)} files", lost)
 
     def _alive(self) -> Claim:
         killed = sum(len(kill.what) for kill in self.kills)

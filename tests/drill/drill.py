@@ -22,7 +22,7 @@ from tests.drill.chaos import Chaos
 from tests.drill.facts import gather, unsettled
 from tests.drill.load import Load
 from tests.drill.orders import CONFIGS, MODES, Market
-from tests.e2e.client import connected
+from tests.e2e.client import connected, good
 
 SETTINGS: dict[str, dict[str, str]] = {
     # Alerts are read from the log. Limits per minute are not what this is about.
@@ -141,6 +141,7 @@ async def _open_market(stack: Stack, creators: int) -> Market:
 
     async def open_shop(number: int) -> None:
         async with connected(stack, f"creator{number}") as person:
+            good(await person.http.put("/api/budgets", json={"key_daily_usd": "50"}))
             for mode in MODES:
                 config: dict[str, Any] = CONFIGS.get(mode, {})
                 published = await person.publish(model=f"sandbox/{mode}", config=config)

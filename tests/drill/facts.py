@@ -23,15 +23,19 @@ from tests.e2e.client import ledger
 
 _TABLES = {
     "executions": """SELECT id::text, owner, caller_kind, caller_id, idempotency_key, status, executor, price_usd, cost_usd,
-                            cost_status, created_at FROM executor.executions""",
+                            cost_status, hold_usd, created_at FROM executor.executions""",
     "attempts": """SELECT execution_id::text AS id, number, generation_id, status, cost_usd, cost_status
                    FROM executor.attempts ORDER BY execution_id, number""",
     "receipts": "SELECT execution_id::text AS id, revision, body FROM executor.receipts ORDER BY execution_id, revision",
     "outbox": "SELECT id, message_id FROM executor.outbox",
     "dead_letters": "SELECT id::text, reason FROM executor.dead_letters",
     "runs": "SELECT execution_id::text AS id, revision, status, model_usd, price_usd FROM catalog.runs",
+    "budgets": "SELECT owner, held_usd, spent_usd FROM executor.budget_days WHERE scope = 'key'",
+    "files": "SELECT DISTINCT name FROM executor.media_references",
     "spending": "SELECT owner, model_usd, cost_unknown_runs FROM catalog.spending WHERE scope = 'key'",
 }
+# What ended is counted into its creator's day by whoever is admitted next.
+_COUNT_IN = "SELECT executor.settle_budgets(owner) FROM (SELECT DISTINCT owner FROM executor.executions) AS creators"
 _UNSETTLED = """SELECT
     (SELECT count(*) FROM executor.executions WHERE status IN ('queued', 'waiting', 'running')) AS runs,
     (SELECT count(*) FROM executor.attempts WHERE cost_status = 'pending') AS costs,
@@ -52,6 +56,9 @@ class Facts:
     outbox: list[Row]
     dead_letters: list[Row]
     runs: list[Row]
+    budgets: list[Row]
+    files: list[Row]
+    """Generated files that results name, each with the status of fetching it."""
     spending: list[Row]
     calls: list[Row]
     """The sandbox's ledger."""
@@ -70,10 +77,12 @@ async def gather(stack: Stack) -> Facts:
     connection = await asyncpg.connect(stack.postgres.dsn(DATABASE))
     try:
         await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=orjson.loads)
+        await connection.execute(_COUNT_IN)
         tables = {name: [dict(row) for row in await connection.fetch(sql)] for name, sql in _TABLES.items()}
     finally:
         await connection.close()
     messages, inbox = await _streams(stack)
+    await _fetch(stack, tables["files"])
     return Facts(
         **tables,
         calls=(await ledger(stack))["calls"],
@@ -126,6 +135,13 @@ async def _streams(stack: Stack) -> tuple[list[tuple[str, str]], int]:
         return messages, inbox
     finally:
         await client.close()
+
+
+async def _fetch(stack: Stack, files: list[Row]) -> None:
+    async with aiohttp.ClientSession() as http:
+        for file in files:
+            async with http.get(f"{stack.gateway_url}/media/{file['name']}") as answer:
+                file["status"], file["bytes"] = answer.status, len(await answer.read())
 
 
 async def _metrics(stack: Stack) -> dict[str, dict[str, float]]:

@@ -112,6 +112,9 @@ SPOILED: list[tuple[Callable[[Facts], Facts], str]] = [
     (_more("dead_letters", {"reason": "nobody took it"}), "no job is lost"),
     (_said_to_nobody, "no event is missing"),
     (_more("messages", (EXECUTION_FINISHED.subject, "nobody:1")), "no event is missing"),
+    (_changed("budgets", held_usd=Decimal(1)), "no budget is held"),
+    (_changed("budgets", spent_usd=Decimal(1)), "what is spent of it"),
+    (_more("files", {"name": "gone.png", "status": 404, "bytes": 0}), "every file"),
     (_changed("runs", revision=0), "the catalog's figures"),
     (_changed("spending", model_usd=Decimal(1)), "the catalog's figures"),
 ]
