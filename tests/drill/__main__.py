@@ -37,6 +37,7 @@ async def main() -> int:
         creators=12,
         minutes=args.minutes,
         between_s=(2.0, 6.0),
+        freezes=True,
         settle_s=240,
     )
     began_s = time.monotonic()

@@ -153,13 +153,13 @@ class Audit:
         if attempt["status"] != "interrupted":
             return f"{attempt['status']} ({attempt['code']}) without an id", False
         if call is None:
-            return "killed between the admission and the call: upstream never heard of it", True
+            return "interrupted between the admission and the call: upstream never heard of it", True
         if call["ended_at"] - call["started_at"] < _NOTED_S:
-            return "killed before the id of the call was written", True
+            return "interrupted before the id of the call was written", True
         if any("postgres" in kill.what and kill.at - 1 < call["ended_at"] < kill.until + 2 for kill in self.kills):
-            return "killed while the database was away, with the id in memory", True
+            return "interrupted while the database was away, with the id in memory", True
         seconds = call["ended_at"] - call["started_at"]
-        return f"killed {seconds:.1f} s after the call of {row['executor']} began, its id not written", False
+        return f"interrupted {seconds:.1f} s after the call of {row['executor']} began, its id not written", False
 
     # Claims -----------------------------------------------------------------------------------------------------------
 

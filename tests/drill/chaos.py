@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +14,13 @@ from deploy.local.stack import Stack
 
 STEPS = ("executor", "gateway", "nats", "postgres", "everything")
 _AWAY_S = (0.2, 2.0)
+_FROZEN_S = 22.0
+"""Longer than a lease and the look of the reaper: when it wakes up, others have ended its runs."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When something was away; times are unix seconds, `until` that of being ready again."""
+    """When something was away, or did not move; times are unix seconds, `until` that of being ready again."""
 
     what: tuple[str, ...]
     at: float
@@ -33,6 +37,7 @@ class Chaos:
         self._between_s = between_s
         self._say = say
         self.kills: list[Kill] = []
+        self.freezes: list[Kill] = []
 
     async def round(self) -> None:
         """One kill of each kind."""
@@ -46,6 +51,20 @@ class Chaos:
             return self._random.sample(everything, len(everything))
         # A gateway or an executor, whichever of them.
         return [self._random.choice([name for name in everything if name == step or name.startswith(f"{step}-")])]
+
+    async def freeze(self) -> None:
+        """An executor stands still, as a machine does that is moved, and goes on as if nothing had happened."""
+        (name,) = self._parts("executor")
+        pid = self._stack.parts[name].child.pid
+        assert pid is not None
+        at = time.time()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(_FROZEN_S)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        self.freezes.append(Kill((name,), at, time.time()))
+        self._say(f"{name} stood still for {_FROZEN_S:.0f} s")
 
     async def _kill(self, names: list[str]) -> None:
         at = time.time()

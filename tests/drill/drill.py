@@ -46,6 +46,7 @@ class Plan:
     creators: int
     minutes: float
     between_s: tuple[float, float]
+    freezes: bool
     settle_s: float
 
 
@@ -109,6 +110,8 @@ async def drill(stack: Stack, plan: Plan, say: Callable[[str], None]) -> Outcome
                     break
                 say(f"round {number + 1}")
                 await chaos.round()
+                if plan.freezes:
+                    await chaos.freeze()
             await asyncio.sleep(plan.between_s[0])
             load.stop()
             seconds["load"], began_s = time.monotonic() - began_s, time.monotonic()

@@ -13,7 +13,7 @@ from tests.drill.audit import Audit
 from tests.drill.drill import SETTINGS, Plan, drill
 from tests.drill.facts import Facts
 
-PLAN = Plan(rounds=1, seed=7, callers=16, creators=3, minutes=1, between_s=(0.4, 1.0), settle_s=120)
+PLAN = Plan(rounds=1, seed=7, callers=16, creators=3, minutes=1, between_s=(0.4, 1.0), freezes=False, settle_s=120)
 
 
 async def test_everything_is_killed_under_load_and_the_books_are_right(stack_factory: StackFactory) -> None:
@@ -90,6 +90,17 @@ def _said_to_nobody(facts: Facts) -> Facts:
     return replace(facts, messages=[*facts.messages[:house], *facts.messages[house + 1 :]])
 
 
+def _all_queued(facts: Facts) -> Facts:
+    """Callers were told of ends that never were."""
+    return _with(facts, "executions", [{**row, "status": "queued"} for row in facts.executions])
+
+
+def _done_twice(facts: Facts) -> Facts:
+    """An order was executed a second time."""
+    row = next(row for row in facts.executions if row["idempotency_key"] is not None)
+    return _with(facts, "executions", [*facts.executions, {**row, "id": "again"}])
+
+
 def _unwritten(facts: Facts) -> Facts:
     """A run has no receipt at all."""
     lost = facts.receipts[-1]["id"]
@@ -100,8 +111,8 @@ SPOILED: list[tuple[Callable[[Facts], Facts], str]] = [
     (_changed("executions", status="running"), "terminal"),
     (_changed("executions", status="running"), "no slot is held"),
     (_changed("executions", cost_usd=Decimal(1)), "agree to the last digit"),
-    (_changed("executions", idempotency_key="of nobody", caller_kind="user"), "one execution"),
-    (_changed("executions", status="queued"), "the true one"),
+    (_done_twice, "one execution"),
+    (_all_queued, "the true one"),
     (_billed_again, "every billed call"),
     (_billed_more, "every billed call"),
     (_on_two, "every billed call"),
