@@ -77,8 +77,10 @@ class Keeper:
         """Background work: end the runs of executors that died."""
         while True:
             await asyncio.sleep(RENEW_EVERY_S)
-            for row in await self._store.expired():
-                await self._interrupt(row)
+            # However many died with their executor: callers wait for all of them.
+            while rows := await self._store.expired():
+                for row in rows:
+                    await self._interrupt(row)
                 self._wake_outbox.set()
 
     async def clean(self) -> None:

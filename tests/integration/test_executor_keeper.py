@@ -231,6 +231,19 @@ async def test_run_of_a_dead_executor_is_ended_by_one_of_two_reapers(house: Hous
 
 
 @pytest.mark.usefixtures("short_leases")
+async def test_one_look_of_the_reaper_ends_however_many_runs_died(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "RENEW_EVERY_S", 1.0)
+    dead = [await orphan(house, None) for _ in range(25)]
+    async with executor_in(house):
+        await house.until_status(dead[0], "interrupted")
+        monkeypatch.setattr(keeper, "RENEW_EVERY_S", 3600)  # there is no second look
+        for execution_id in dead:
+            await house.until_status(execution_id, "interrupted")
+
+
+@pytest.mark.usefixtures("short_leases")
 async def test_end_of_a_reaped_run_has_a_number_and_is_told_to_whoever_watches(house: House) -> None:
     demo = Caller(kind="service", id="demo")
     dead = await orphan(house, None, caller=demo)
