@@ -81,6 +81,11 @@ class Model(Contract):
     executable: bool = Field(description="False for what chat cannot run; `not_executable_reason` says why.")
     not_executable_reason: str | None = None
     created_at: Utc
+    typical_call_usd: Usd | None = Field(
+        default=None,
+        description="What a call with 1,000 tokens in and 500 out costs, to compare models by; null where its price is only "
+        "known once it has run.",
+    )
 
 
 class PriceChange(Contract):

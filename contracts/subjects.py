@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from contracts import attachments, catalog, dead_letters, execution, keys, listings, market, workflows
+from contracts import attachments, catalog, dead_letters, drafts, execution, keys, listings, market, workflows
 from contracts.base import Contract, Empty
 
 PREFIX = "x402jobs.v1."
@@ -193,6 +193,10 @@ RESOURCES_DELETE = Rpc[catalog.ResourceRef, Empty](
 DRAFTS_CHECK = Rpc[catalog.CheckDraft, catalog.ResolvedResource](
     "catalog.drafts.check", catalog.CheckDraft, catalog.ResolvedResource, "catalog", ("executor",), 5, True,
     "Validate and resolve an unsaved resource, for a preview.",
+)  # fmt: skip
+DRAFTS_REVIEW = Rpc[drafts.ReviewDraft, drafts.DraftReview](
+    "catalog.drafts.review", drafts.ReviewDraft, drafts.DraftReview, "catalog", ("gateway",), 5, True,
+    "Validate an unsaved resource, and say what its runs would cost and bring.",
 )  # fmt: skip
 RESOURCES_RESOLVE = Rpc[catalog.ResolveResource, catalog.ResolvedResource](
     "catalog.resources.resolve", catalog.ResolveResource, catalog.ResolvedResource, "catalog", ("executor",), 5, True,

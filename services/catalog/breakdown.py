@@ -18,8 +18,8 @@ from services.catalog.sizes import MeasuredTokens, fill_from_resource, searches_
 
 def breakdown(draft: ResourceDraft, models: Sequence[Model], measured: MeasuredTokens | None) -> Breakdown:
     """`models` are those that the draft names, its main one first; `measured` is what its runs took."""
-    usual = _estimate(draft, models[0], measured)
-    most = [_estimate(draft, model, measured).ceiling_usd for model in models]
+    usual = estimate_run(draft, models[0], measured)
+    most = [estimate_run(draft, model, measured).ceiling_usd for model in models]
     known = [cost for cost in most if cost is not None]
     return Breakdown(
         low=run_cost(draft, usual.low_usd),
@@ -27,6 +27,14 @@ def breakdown(draft: ResourceDraft, models: Sequence[Model], measured: MeasuredT
         ceiling=run_cost(draft, max(known) if len(known) == len(models) else None),
         measured_runs=usual.measured_runs,
         pdf=usual.pdf,
+    )
+
+
+def estimate_run(draft: ResourceDraft, model: Model, measured: MeasuredTokens | None) -> Estimate:
+    """What a run of the resource costs on this model; `measured` is what its runs took."""
+    request = fill_from_resource(EstimateCost(model_id=model.id), draft)
+    return estimate(
+        request, model, size=size_of_resource(draft, model), measured=measured, searching=searches_the_web(draft)
     )
 
 
@@ -42,7 +50,7 @@ def run_cost(draft: ResourceDraft, model_usd: Decimal | None) -> RunCost:
 
 def losing_models(draft: ResourceDraft, models: Sequence[Model], measured: MeasuredTokens | None) -> list[Model]:
     """Those on which an expected run costs more than it brings: callers pay the same whichever of them answers."""
-    return [model for model in models if loses(run_cost(draft, _estimate(draft, model, measured).expected_usd))]
+    return [model for model in models if loses(run_cost(draft, estimate_run(draft, model, measured).expected_usd))]
 
 
 def loses(cost: RunCost) -> bool:
@@ -57,20 +65,13 @@ def difference(draft: ResourceDraft, before: Model, after: Model, measured: Meas
         prompt_after_usd=_token_price(after.pricing, after.pricing.prompt),
         completion_before_usd=_token_price(before.pricing, before.pricing.completion),
         completion_after_usd=_token_price(after.pricing, after.pricing.completion),
-        run_before_usd=_estimate(draft, before, measured).expected_usd,
-        run_after_usd=_estimate(draft, after, measured).expected_usd,
+        run_before_usd=estimate_run(draft, before, measured).expected_usd,
+        run_after_usd=estimate_run(draft, after, measured).expected_usd,
     )
 
 
 def proposal(draft: ResourceDraft, gone: Model, other: Model, measured: MeasuredTokens | None) -> Replacement:
     return Replacement(model_id=other.id, name=other.name, difference=difference(draft, gone, other, measured))
-
-
-def _estimate(draft: ResourceDraft, model: Model, measured: MeasuredTokens | None) -> Estimate:
-    request = fill_from_resource(EstimateCost(model_id=model.id), draft)
-    return estimate(
-        request, model, size=size_of_resource(draft, model), measured=measured, searching=searches_the_web(draft)
-    )
 
 
 def _token_price(pricing: ModelPricing, text: str) -> Decimal | None:

@@ -33,6 +33,7 @@ from contracts.catalog import (
     SyncReport,
     UpdateResource,
 )
+from contracts.drafts import DraftReview, ReviewDraft
 from contracts.errors import ErrorCode, ServiceError, invalid
 from contracts.listings import Listing, ListingPage, ListingRef, SearchListings
 from services.catalog import views
@@ -88,6 +89,7 @@ class Handlers:
         serve(subjects.RESOURCES_PAUSE, self.pause_resource)
         serve(subjects.RESOURCES_DELETE, self.delete_resource)
         serve(subjects.DRAFTS_CHECK, self.check_draft)
+        serve(subjects.DRAFTS_REVIEW, self.review_draft)
         serve(subjects.RESOURCES_RESOLVE, self.resolve_resource)
         serve(subjects.LISTINGS_SEARCH, self.search_listings)
         serve(subjects.LISTINGS_GET, self.get_listing)
@@ -212,6 +214,15 @@ class Handlers:
         check_draft(request.draft, models)
         refuse_retired(models[request.draft.openrouter_config.model_id])
         return await self._showing.resolved_draft(request.owner, request.draft, models)
+
+    async def review_draft(self, request: ReviewDraft) -> DraftReview:
+        draft, measured = request.draft, None
+        models = await self._showing.models([draft])
+        check_draft(draft, models)
+        if request.resource_id is not None:
+            own = own_resource(await self._store.resource(request.resource_id), request.owner)
+            measured = (await self._store.measured_tokens([own.id])).get(own.id)
+        return views.draft_review(draft, [models[name] for name in named_models(draft.openrouter_config)], measured)
 
     async def resolve_resource(self, request: ResolveResource) -> ResolvedResource:
         stored = await self._find(request.ref)

@@ -16,7 +16,7 @@ from typing import Any
 
 from contracts.catalog import Model, ModelPricing, ModelStatus
 from services.catalog.badges import derive_badges
-from services.catalog.prices import parse_pricing
+from services.catalog.prices import parse_pricing, typical_call
 
 # Upstream writes 2098-12-31 for "no date"; real announcements are weeks or months ahead.
 SENTINEL_AFTER = timedelta(days=2 * 366)
@@ -149,6 +149,7 @@ def describe(model: CatalogModel, now: datetime, recommended: Mapping[str, str])
         executable=reason is None,
         not_executable_reason=reason,
         created_at=model.created_at,
+        typical_call_usd=typical_call(model.pricing),
     )
 
 

@@ -13,6 +13,9 @@ from typing import Any
 
 from contracts.catalog import ModelPricing, PriceKind, PriceOverride
 
+# What `Model.typical_call_usd` in contracts/catalog.py promises.
+_TYPICAL_PROMPT_TOKENS = 1000
+_TYPICAL_COMPLETION_TOKENS = 500
 FREE_ROUTER = "openrouter/free"
 _CONDITIONS = frozenset({"min_prompt_tokens", "utc_start", "utc_end"})
 _CLOCK = frozenset({"utc_start", "utc_end"})
@@ -43,6 +46,17 @@ def parse_pricing(model_id: str, raw: Any, *, outputs_text: bool) -> ModelPricin
     prices.setdefault("completion", "0")
     kind = _kind(model_id, prices, overrides, outputs_text=outputs_text) if readable else "unknown"
     return ModelPricing.model_validate({**prices, "overrides": overrides, "price_kind": kind})
+
+
+def typical_call(pricing: ModelPricing) -> Decimal | None:
+    """USD for a call of an ordinary size; None where the price is only known once it has run."""
+    if pricing.price_kind in ("runtime", "unknown"):
+        return None
+    prompt, completion, request = (
+        amount(text) or Decimal(0)
+        for text in (pricing.prompt, pricing.completion, (pricing.model_extra or {}).get("request"))
+    )
+    return prompt * _TYPICAL_PROMPT_TOKENS + completion * _TYPICAL_COMPLETION_TOKENS + request
 
 
 def _kind(model_id: str, prices: Mapping[str, str], overrides: list[PriceOverride], *, outputs_text: bool) -> PriceKind:

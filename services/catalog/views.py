@@ -6,11 +6,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 
-from contracts.catalog import FixedPrice, Model, ModelDetail, PriceChange, ResolvedResource, Resource, ResourceDraft
+from contracts.catalog import (
+    FixedPrice,
+    Model,
+    ModelDetail,
+    PriceChange,
+    ResolvedResource,
+    Resource,
+    ResourceDraft,
+)
+from contracts.drafts import DraftReview
 from contracts.listings import Listing, Measured
 from contracts.market import BudgetLimits, Replacement, ResourceNotice
 from services.catalog.bounds import bound_of
-from services.catalog.breakdown import breakdown, losing_models
+from services.catalog.breakdown import breakdown, estimate_run, losing_models
 from services.catalog.budgets import for_resource
 from services.catalog.inputs import input_schema
 from services.catalog.models import CatalogModel
@@ -56,6 +65,16 @@ def resource_view(
         notices=notices,
         created_at=stored.created_at,
         updated_at=stored.updated_at,
+    )
+
+
+def draft_review(draft: ResourceDraft, models: Sequence[Model], measured: MeasuredTokens | None) -> DraftReview:
+    """A checked draft, for its creator. `models` are those that it names, its main one first."""
+    return DraftReview(
+        breakdown=breakdown(draft, models, measured),
+        assumptions=estimate_run(draft, models[0], measured).assumptions,
+        warnings=warnings_of(draft, models, losing_models(draft, models, measured)),
+        input_schema=input_schema(draft.inputs),
     )
 
 

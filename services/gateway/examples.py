@@ -100,6 +100,7 @@ MODEL: dict[str, Any] = {
     "executable": True,
     "not_executable_reason": None,
     "created_at": "2024-07-18T00:00:00Z",
+    "typical_call_usd": "0.00045",
 }
 
 MODEL_DETAIL: dict[str, Any] = {
@@ -190,6 +191,13 @@ INPUT_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 
+BREAKDOWN: dict[str, Any] = {
+    "low": {"model_usd": "0.0000009", "markup_usd": "0.0099991", "price_usd": "0.01"},
+    "expected": {"model_usd": "0.0000609", "markup_usd": "0.0099391", "price_usd": "0.01"},
+    "ceiling": {"model_usd": "0.0002409", "markup_usd": "0.0097591", "price_usd": "0.01"},
+    "measured_runs": 0,
+}
+
 RESOURCE: dict[str, Any] = {
     **DRAFT,
     "timeouts": {"first_token_s": 60, "idle_s": 30, "total_s": 300},
@@ -209,15 +217,17 @@ RESOURCE: dict[str, Any] = {
     },
     "warnings": [],
     "input_schema": INPUT_SCHEMA,
-    "breakdown": {
-        "low": {"model_usd": "0.0000009", "markup_usd": "0.0099991", "price_usd": "0.01"},
-        "expected": {"model_usd": "0.0000609", "markup_usd": "0.0099391", "price_usd": "0.01"},
-        "ceiling": {"model_usd": "0.0002409", "markup_usd": "0.0097591", "price_usd": "0.01"},
-        "measured_runs": 0,
-    },
+    "breakdown": BREAKDOWN,
     "notices": [],
     "created_at": "2026-11-23T09:31:00Z",
     "updated_at": "2026-11-23T09:31:00Z",
+}
+
+DRAFT_REVIEW: dict[str, Any] = {
+    "breakdown": BREAKDOWN,
+    "assumptions": ["The expected answer has 150 tokens, the longest 200; thinking counts as answer."],
+    "warnings": [],
+    "input_schema": INPUT_SCHEMA,
 }
 
 RESOURCE_PAGE: dict[str, Any] = {"items": [RESOURCE], "total": 1, "next_cursor": None}

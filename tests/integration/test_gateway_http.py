@@ -176,6 +176,7 @@ ROUTES = [
     ("PUT", "/api/budgets"),
     ("POST", f"/api/resources/{examples.RESOURCE_ID}/publish"),
     ("POST", f"/api/resources/{examples.RESOURCE_ID}/pause"),
+    ("POST", "/api/resources/check"),
     ("POST", "/api/resources/preview"),
     ("POST", "/api/execute"),
     ("GET", "/api/executions"),

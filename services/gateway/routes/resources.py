@@ -24,11 +24,13 @@ from contracts.catalog import (
     ResourceStatus,
     UpdateResource,
 )
+from contracts.drafts import DraftReview, ReviewDraft
 from contracts.errors import ErrorCode, ServiceError
 from contracts.keys import OwnerRef
 from contracts.listings import Listing, ListingPage, ListingRef, SearchListings, ViewListing
 from contracts.market import GetStats, ListVersions, ResourceStats, ResourceVersionPage
 from contracts.subjects import (
+    DRAFTS_REVIEW,
     KEYS_STATUS,
     LISTINGS_GET,
     LISTINGS_SEARCH,
@@ -142,6 +144,26 @@ async def create_resource(
     reply = await _reply_with_key(request, user.user, RESOURCES_CREATE, message)
     location = f"/api/resources/{orjson.loads(reply)['id']}"
     return Response(reply, status_code=201, headers={"Location": location}, media_type="application/json")
+
+
+@router.post(
+    "/check",
+    response_model=DraftReview,
+    responses=answers(examples.DRAFT_REVIEW, "What it would cost and bring.", 400, 401, 403, 404, 413, 422),
+    summary="Check a draft",
+)
+async def check_draft(
+    request: Request,
+    user: SignedIn,
+    body: Annotated[ResourceDraft, Body(openapi_examples={"fixed price": {"value": examples.DRAFT}})],
+    resource_id: Annotated[
+        UUID | None, Query(description="The resource of yours that the draft is an edit of.")
+    ] = None,
+) -> Response:
+    """Saves and runs nothing: every problem that creating it would meet, or the breakdown of a run and what to know of it."""
+    await refuse_unknown_fields(request, body)
+    message = ReviewDraft.model_construct(owner=user.user, draft=body, resource_id=resource_id)
+    return await forward(request, DRAFTS_REVIEW, message)
 
 
 @router.get(
