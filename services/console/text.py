@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 
+from contracts.execution import Cost
+from contracts.market import RunCost
 from contracts.money import plain
 
 UNKNOWN = "unknown"
@@ -31,6 +33,28 @@ def money(amount: Decimal | None) -> str:
     else:
         text = plain(size.quantize(Decimal(1).scaleb(size.adjusted() - 2), ROUND_HALF_UP))
     return f"{sign}${text}"
+
+
+def breakdown(cost: RunCost | Cost) -> tuple[str, str, str]:
+    """Model, markup and total with as many places each, so that they add up as they stand: `$0.0010`, `$0.0090`, `$0.0100`."""
+    model, markup, total = cost.model_usd, cost.markup_usd, cost.price_usd
+    places = max(_places(amount) for amount in (model, markup, total))
+    if model is not None and total is not None:
+        # Rounded by itself it might be a last digit off.
+        markup = round(total, places) - round(model, places)
+    return _aligned(model, places), _aligned(markup, places), _aligned(total, places)
+
+
+def _places(amount: Decimal | None) -> int:
+    if not amount:
+        return 2
+    exact = max(0, -int(amount.normalize().as_tuple().exponent))
+    enough = 4 if abs(amount) < 1 else 2
+    return max(enough, min(exact, 2 - amount.adjusted()))
+
+
+def _aligned(amount: Decimal | None, places: int) -> str:
+    return UNKNOWN if amount is None else f"{'−' if amount < 0 else ''}${abs(round(amount, places)):,.{places}f}"
 
 
 def exact_money(amount: Decimal | None) -> str:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from contracts.keys import KeyStatus
-from services.console import charts, inputs, prices, text
+from services.console import charts, inputs, text
 from services.console.api import ApiError, Problem
 from services.console.session import Session, console_of, session_in
 
@@ -55,7 +55,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals.update(text=text, charts=charts, inputs=inputs, prices=prices, static_url=static_url)
+    environment.globals.update(text=text, charts=charts, inputs=inputs, static_url=static_url)
     environment.globals["ui"] = environment.get_template("components.html").module
     return environment
 

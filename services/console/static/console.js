@@ -3,7 +3,8 @@
 //   form[data-post]           a POST form sent from here: a problem comes to stand in [data-problem], nothing that was typed is lost
 //   form[data-post=block]     … and what comes back replaces the element whose id is the block's name
 //   a[data-more=block]        the next page of a list: fetched when it comes into view or is followed, put in its place
-//   [data-confirm]            asks before the form is sent: data-confirm="title|sentence|button"
+//   form[data-guard]          asks before somebody leaves with something unsaved in it
+//   [data-confirm]            asks before the form is sent, or sent with this button: data-confirm="title|sentence|button"
 //   [data-copy] [data-dismiss] [data-menu] [data-theme-choice] [data-sign-in]
 
 const progress = Object.assign(document.createElement("div"), { className: "progress", hidden: true });
@@ -17,8 +18,12 @@ export async function ask(url, options = {}) {
   try {
     const answer = await fetch(url, { ...options, headers: { "X-Fragment": "-", ...options.headers } });
     const target = answer.headers.get("X-Location");
-    if (target === "reload") location.reload();
-    else if (target) location.assign(target);
+    if (target === "reload" && unsaved()) say("You are not signed in any more. Sign in again in another tab: what you typed stays here.");
+    else if (target === "reload") location.reload();
+    else if (target) {
+      leaving = options.saves;
+      location.assign(target);
+    }
     return answer;
   } finally {
     clearTimeout(late);
@@ -34,6 +39,21 @@ export function say(sentence) {
   document.querySelector(".toasts").append(toast);
   setTimeout(() => toast.remove(), 6000);
 }
+
+// What would be lost ----------------------------------------------------------------------------------------------------
+
+const contents = (form) => new URLSearchParams(new FormData(form)).toString();
+const guarded = new Map([...document.querySelectorAll("form[data-guard]")].map((form) => [form, contents(form)]));
+let leaving = false;
+
+/** Whether a form with data-guard holds something that is saved nowhere. */
+function unsaved() {
+  return [...guarded].some(([form, saved]) => contents(form) !== saved);
+}
+
+addEventListener("beforeunload", (event) => {
+  if (!leaving && unsaved()) event.preventDefault();
+});
 
 /** Elements out of HTML that our server sent. */
 export function parsed(html) {
@@ -114,17 +134,33 @@ watchForMore();
 
 // Forms that change something -----------------------------------------------------------------------------------------
 
+/** The field that a path means, or the one around it: in the form, or where the page has it. */
+function fieldOf(form, path) {
+  for (let at = path; at; at = at.slice(0, Math.max(0, at.lastIndexOf(".")))) {
+    const named = `[data-field="${CSS.escape(at)}"]`;
+    const field = form.querySelector(named) ?? document.querySelector(`#main ${named}`);
+    if (field) return field;
+  }
+  return null;
+}
+
 /** Shows a problem in its form, each wrong field marked. */
 export function showProblem(form, html) {
   const place = form.querySelector("[data-problem]") ?? document.querySelector("#main [data-problem]");
   place.replaceChildren(parsed(html));
+  let first = null;
   for (const wrong of place.querySelectorAll("[data-error-path]")) {
-    const field = form.querySelector(`[data-field="${CSS.escape(wrong.dataset.errorPath)}"]`);
+    const field = fieldOf(form, wrong.dataset.errorPath);
     if (!field) continue;
-    field.querySelector(".error").textContent = wrong.lastElementChild.textContent;
-    field.querySelector("input, select, textarea")?.setAttribute("aria-invalid", "true");
+    const said = field.querySelector(".error");
+    said.textContent = `${said.textContent} ${wrong.lastElementChild.textContent}`.trim();
+    const control = field.querySelector("input:not([type=hidden]), select, textarea, button");
+    control?.setAttribute("aria-invalid", "true");
+    for (let hiding = field.closest("details"); hiding; hiding = hiding.parentElement.closest("details")) hiding.open = true;
+    const label = field.querySelector("label, legend, .label")?.textContent.trim();
+    if (label && wrong.children.length > 1) wrong.firstElementChild.replaceWith(label);
+    first ??= control;
   }
-  const first = form.querySelector('[aria-invalid="true"]');
   if (first) first.focus();
   else place.scrollIntoView({ block: "nearest" });
 }
@@ -141,7 +177,8 @@ async function send(form, button) {
   button?.setAttribute("aria-busy", "true");
   try {
     const body = new URLSearchParams(new FormData(form, button));
-    const answer = await ask(form.action, { method: "POST", body, headers: { "X-Fragment": form.dataset.post || "-" } });
+    const saves = form.hasAttribute("data-guard");
+    const answer = await ask(form.action, { method: "POST", body, saves, headers: { "X-Fragment": form.dataset.post || "-" } });
     if (answer.headers.has("X-Location")) return;
     const html = await answer.text();
     if (answer.headers.has("X-Problem") || !answer.ok) showProblem(form, answer.headers.has("X-Problem") ? html : unreachable);
@@ -166,7 +203,7 @@ export function confirmed(title, sentence, yes) {
 document.addEventListener("submit", async (event) => {
   const form = event.target;
   if (form.method !== "post") return;
-  const question = form.dataset.confirm;
+  const question = event.submitter?.dataset.confirm ?? form.dataset.confirm;
   if (!form.hasAttribute("data-post") && !question) return;
   event.preventDefault();
   const button = event.submitter ?? form.querySelector("[type=submit]");
