@@ -53,7 +53,10 @@ PLAIN_PARAMETERS = (
     Parameter("seed", "Seed", "The same number makes the same answer likelier."),
     Parameter("verbosity", "Verbosity", "How much it says.", ("low", "medium", "high")),
     Parameter(
-        "reasoning", "Reasoning effort", "How long it thinks; thinking is paid as answer.", ("minimal", "low", "medium", "high")
+        "reasoning",
+        "Reasoning effort",
+        "How long it thinks; thinking is paid as answer.",
+        ("minimal", "low", "medium", "high"),
     ),
     Parameter("response_format", "Form of the answer", "JSON only, when the prompt asks for it too.", ("json_object",)),
 )
@@ -101,7 +104,10 @@ def values_of(draft: ResourceDraft) -> Form:
         values["pricing.fixed.price_usd"] = editable(pricing.price_usd)
     else:
         values["pricing.cost_plus.markup_percent"] = editable(pricing.markup_percent)
-        values |= {"pricing.cost_plus.min_usd": editable(pricing.min_usd), "pricing.cost_plus.max_usd": editable(pricing.max_usd)}
+        values |= {
+            "pricing.cost_plus.min_usd": editable(pricing.min_usd),
+            "pricing.cost_plus.max_usd": editable(pricing.max_usd),
+        }
     for number, field in enumerate(draft.inputs):
         values |= {f"inputs.{number}.{name}": text for name, text in _input_values(field).items()}
     return Form(values | _parameter_values(config.parameters))
@@ -251,7 +257,9 @@ def _parameters(read: _Reader) -> dict[str, Any]:
         if not read.form[path]:
             continue
         if parameter.name in parameters:
-            read.wrong(PARAMETERS, f"{parameter.name} has a field of its own above; take it out here or empty that one.")
+            read.wrong(
+                PARAMETERS, f"{parameter.name} has a field of its own above; take it out here or empty that one."
+            )
         value = read.form[path] if parameter.choices else read.number(path)
         key = _WRAPPED.get(parameter.name)
         parameters[parameter.name] = value if key is None else {key: value}

@@ -89,15 +89,16 @@ BAD_DRAFTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_DRAFTS)
-async def test_bad_draft_is_refused_when_created_or_previewed(stack: Stack, alice: Person, name: str) -> None:
+async def test_bad_draft_is_refused_when_created_checked_or_previewed(stack: Stack, alice: Person, name: str) -> None:
     body, path = BAD_DRAFTS[name]
     async with nothing_written(stack):
         created = await alice.http.post("/api/resources", json=body)
+        checked = await alice.http.post("/api/resources/check", json=body)
         previewed = await alice.http.post("/api/resources/preview", json={**body, "input": {"text": MARK}})
         streamed = await alice.http.post(
             "/api/resources/preview", json={**body, "input": {"text": MARK}, "stream": True}
         )
-    for answer in (created, previewed, streamed):
+    for answer in (created, checked, previewed, streamed):
         refused = problem(answer, 422, "invalid")
         assert path in [error["path"] for error in refused["errors"]], refused
         assert all(len(error["message"]) > 10 for error in refused["errors"])

@@ -42,6 +42,12 @@ async def test_figures_agree_with_the_receipts_when_runs_succeed_fail_and_are_pr
         assert (measured["runs"], measured["success_rate"], measured["mode"]) == (2, 1.0, "test")
         mine = await alice.get(f"/api/resources/{resource['id']}")
         assert mine["breakdown"]["measured_runs"] == 3
+        unsaved = draft(slug=mine["slug"])
+        checked = await alice.post(f"/api/resources/check?resource_id={mine['id']}", unsaved)
+        assert [checked[name] for name in ("breakdown", "warnings", "input_schema")] == [
+            mine[name] for name in ("breakdown", "warnings", "input_schema")
+        ]
+        assert (await alice.post("/api/resources/check", unsaved))["breakdown"]["measured_runs"] == 0
 
         late = await alice.publish(model="sandbox/no-usage")
         await bob.result(late["id"])

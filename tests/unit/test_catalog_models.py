@@ -49,6 +49,16 @@ def test_price_kinds_of_the_recorded_catalog() -> None:
     assert len(kinds["tiered"]) == 57
 
 
+def test_a_typical_call_is_priced_where_its_price_is_known() -> None:
+    def typical(**pricing: str) -> Decimal | None:
+        return model(pricing=pricing).typical_call_usd
+
+    assert typical(prompt="0.000001", completion="0.000004") == Decimal("0.003")
+    assert typical(prompt="0.000001", completion="0.000004", request="0.01") == Decimal("0.013")
+    assert typical(prompt="-1", completion="-1") is None
+    assert typical(prompt="0", completion="0") is None, "billed in another way, nobody knows how much"
+
+
 def test_prices_in_units_other_than_tokens_are_unknown() -> None:
     for model_id in (
         "openai/whisper-1",

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contracts.market import RunCost
 from services.console import text
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -31,6 +32,42 @@ NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 )
 def test_amounts_are_written_for_people(amount: str | None, written: str) -> None:
     assert text.money(None if amount is None else Decimal(amount)) == written
+
+
+def _cost(model: str | None, price: str | None) -> RunCost:
+    known = model is not None and price is not None
+    markup = Decimal(price or 0) - Decimal(model or 0) if known else None
+    return RunCost(
+        model_usd=None if model is None else Decimal(model),
+        markup_usd=markup,
+        price_usd=None if price is None else Decimal(price),
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "price", "written"),
+    [
+        ("0.001", "0.01", ("$0.0010", "$0.0090", "$0.0100")),
+        ("0.0000258", "0.01", ("$0.0000258", "$0.0099742", "$0.0100000")),
+        ("0.5", "2", ("$0.5000", "$1.5000", "$2.0000")),
+        ("1.5", "1234", ("$1.50", "$1,232.50", "$1,234.00")),
+        ("0.02", "0.01", ("$0.0200", "−$0.0100", "$0.0100")),
+        ("0", "0.01", ("$0.0000", "$0.0100", "$0.0100")),
+        (None, "0.01", ("unknown", "unknown", "$0.0100")),
+    ],
+)
+def test_a_breakdown_has_its_digits_below_each_other(
+    model: str | None, price: str | None, written: tuple[str, str, str]
+) -> None:
+    assert text.breakdown(_cost(model, price)) == written
+
+
+@given(model=st.decimals("0", "100", allow_nan=False), price=st.decimals("0", "100", allow_nan=False))
+def test_a_breakdown_adds_up_as_it_stands(model: Decimal, price: Decimal) -> None:
+    shown = [
+        Decimal(each.replace("−", "-").replace("$", "").replace(",", "")) for each in text.breakdown(_cost(str(model), str(price)))
+    ]
+    assert shown[0] + shown[1] == shown[2]
 
 
 @given(st.decimals(min_value="1e-15", max_value="1e8", allow_nan=False))

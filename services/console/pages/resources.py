@@ -207,12 +207,10 @@ async def save(request: Request, session: SignedIn, resource_id: UUID) -> Respon
 async def _saved(request: Request, session: Session, form: Form, resource: Resource, said: str) -> Response:
     """Goes on with what the button said. What is saved is saved, also where it cannot be published."""
     here = f"{PATH}/{resource.id}"
-    if form["then"] == "look":
-        return go_to(request, f"{here}/as-buyer", say=said)
     if form["then"] == "publish":
         try:
             await session.api.send("POST", f"{_API}/{resource.id}/publish", Resource)
         except ApiError as error:
             return go_to(request, f"{here}/edit", say=f"It is saved, and not published: {error.problem.detail}")
-        return go_to(request, here, say=f"{resource.name} is published: everybody can run it now.")
+        return go_to(request, PATH, say=f"{resource.name} is published: everybody can run it now.")
     return go_to(request, f"{here}/edit", say=said)
