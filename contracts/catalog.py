@@ -366,13 +366,6 @@ class ResourcePage(Contract):
     next_cursor: str | None
 
 
-class CheckDraft(Contract):
-    """Validate and resolve a resource that nobody has saved."""
-
-    owner: UserId
-    draft: ResourceDraft
-
-
 class ResolveResource(Contract):
     ref: str = Field(min_length=1, max_length=300, description="An id, or `owner/slug`.")
 

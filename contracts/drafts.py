@@ -6,9 +6,16 @@ from uuid import UUID
 
 from pydantic import Field, JsonValue
 
-from contracts.base import Contract
-from contracts.catalog import CheckDraft
+from contracts.base import Contract, UserId
+from contracts.catalog import ResourceDraft
 from contracts.market import Breakdown
+
+
+class CheckDraft(Contract):
+    """Validate and resolve a resource that nobody has saved."""
+
+    owner: UserId
+    draft: ResourceDraft
 
 
 class ReviewDraft(CheckDraft):

@@ -190,8 +190,8 @@ RESOURCES_PAUSE = Rpc[catalog.ResourceRef, catalog.Resource](
 RESOURCES_DELETE = Rpc[catalog.ResourceRef, Empty](
     "catalog.resources.delete", catalog.ResourceRef, Empty, "catalog", ("gateway",), 5, True, "Delete a resource."
 )
-DRAFTS_CHECK = Rpc[catalog.CheckDraft, catalog.ResolvedResource](
-    "catalog.drafts.check", catalog.CheckDraft, catalog.ResolvedResource, "catalog", ("executor",), 5, True,
+DRAFTS_CHECK = Rpc[drafts.CheckDraft, catalog.ResolvedResource](
+    "catalog.drafts.check", drafts.CheckDraft, catalog.ResolvedResource, "catalog", ("executor",), 5, True,
     "Validate and resolve an unsaved resource, for a preview.",
 )  # fmt: skip
 DRAFTS_REVIEW = Rpc[drafts.ReviewDraft, drafts.DraftReview](

@@ -10,7 +10,6 @@ from contracts import subjects
 from contracts.base import Empty
 from contracts.catalog import (
     CatalogSynced,
-    CheckDraft,
     CreateResource,
     Estimate,
     EstimateCost,
@@ -33,7 +32,7 @@ from contracts.catalog import (
     SyncReport,
     UpdateResource,
 )
-from contracts.drafts import DraftReview, ReviewDraft
+from contracts.drafts import CheckDraft, DraftReview, ReviewDraft
 from contracts.errors import ErrorCode, ServiceError, invalid
 from contracts.listings import Listing, ListingPage, ListingRef, SearchListings
 from services.catalog import views

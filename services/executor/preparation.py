@@ -15,7 +15,8 @@ import orjson
 from pydantic import JsonValue
 
 from contracts.base import new_execution_id
-from contracts.catalog import CheckDraft, InputField, ResolvedResource
+from contracts.catalog import InputField, ResolvedResource
+from contracts.drafts import CheckDraft
 from contracts.errors import ErrorCode, ServiceError
 from contracts.execution import Execute
 from contracts.subjects import DRAFTS_CHECK

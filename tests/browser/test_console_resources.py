@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from uuid import uuid4
 
 from playwright.async_api import Browser, Dialog, Locator, Page, expect
 

@@ -17,7 +17,6 @@ from pydantic import SecretStr
 
 from contracts.base import Empty
 from contracts.catalog import (
-    CheckDraft,
     CreateResource,
     ModelChanged,
     ModelDetail,
@@ -34,6 +33,7 @@ from contracts.catalog import (
     SyncReport,
     UpdateResource,
 )
+from contracts.drafts import CheckDraft
 from contracts.subjects import (
     CATALOG_SYNC,
     DRAFTS_CHECK,
