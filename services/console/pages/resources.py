@@ -14,12 +14,14 @@ from contracts.base import Contract
 from contracts.catalog import Model, ModelDetail, ModelPage, Resource, ResourcePage, ResourceStatus
 from contracts.drafts import DraftReview
 from contracts.errors import ErrorCode
+from contracts.listings import Listing
 from services.console import drafts
 from services.console.api import ApiError, Problem
 from services.console.forms import Form, form_of
 from services.console.inputs import input_values
 from services.console.navigation import Entry
-from services.console.session import Session, SignedIn, local_path
+from services.console.session import Session, SignedIn, console_of, local_path
+from services.console.snippets import snippets
 from services.console.views import go_to, run_started, view
 
 router = APIRouter()
@@ -142,6 +144,20 @@ async def edit_resource(request: Request, session: SignedIn, resource_id: UUID, 
     return await _editor(request, session, values, model=resource.model, resource=resource, run=run)
 
 
+@router.get(PATH + "/{resource_id}/as-buyer")
+async def as_buyer(request: Request, session: SignedIn, resource_id: UUID) -> Response:
+    """What is saved, as the page that buyers see; also before they can see it."""
+    listing = await session.api.get(f"{_API}/{resource_id}", Listing, {"as": "buyer"})
+    console, ref = console_of(request), f"{listing.owner}/{listing.slug}"
+    return await view(
+        request,
+        "listing.html",
+        listing=listing,
+        address=f"{console.public_url}/listings/{ref}",
+        ways=snippets(console.gateway_public_url, ref, listing.inputs),
+    )
+
+
 @router.get(PATH + "/models")
 async def pick_model(request: Request, session: SignedIn, q: Annotated[str, Query(max_length=200)] = "") -> Response:
     """The models that a resource can use, for the dialog that picks one; the recommended ones before anybody searches."""
@@ -207,6 +223,8 @@ async def save(request: Request, session: SignedIn, resource_id: UUID) -> Respon
 async def _saved(request: Request, session: Session, form: Form, resource: Resource, said: str) -> Response:
     """Goes on with what the button said. What is saved is saved, also where it cannot be published."""
     here = f"{PATH}/{resource.id}"
+    if form["then"] == "look":
+        return go_to(request, f"{here}/as-buyer", say=said)
     if form["then"] == "publish":
         try:
             await session.api.send("POST", f"{_API}/{resource.id}/publish", Resource)
