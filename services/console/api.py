@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import httpx
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contracts.base import Contract
 from contracts.errors import ErrorCode, FieldProblem
@@ -45,6 +45,7 @@ class Problem(Contract):
     action_url: str | None = None
     execution_id: str | None = None
     truncated: bool = False
+    own: bool = Field(default=True, description="Whether the key that it may be about is that of who reads it.")
 
 
 UNREACHABLE = Problem(
@@ -121,22 +122,14 @@ class Api:
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """The answer of any request with a JSON body, or none."""
-        try:
-            response = await self._http.request(
-                method,
-                path,
-                content=_encoded(body),
-                params=_given(params),
-                headers=self._headers(headers),
-            )
-        except httpx.HTTPError:
-            raise ApiError(UNREACHABLE) from None
-        if response.is_error:
-            raise ApiError(_problem(response))
-        try:
-            return answer.model_validate_json(response.content)
-        except ValidationError:
-            raise ApiError(UNREADABLE) from None
+        response = await self._answered(
+            method, path, content=_encoded(body), params=_given(params), headers=self._headers(headers)
+        )
+        return _read(response, answer)
+
+    async def delete(self, path: str) -> None:
+        """A DELETE that answers nothing."""
+        await self._answered("DELETE", path, headers=self._headers(None))
 
     async def start_run(self, path: str, body: Mapping[str, Any], *, key: str | None = None) -> str:
         """Starts a run that goes on whoever watches; its execution id. `path` is `/api/execute` or `/api/resources/preview`.
@@ -178,16 +171,17 @@ class Api:
     async def upload(self, content: AsyncIterator[bytes], answer: type[Answer], *, size: int) -> Answer:
         """Hands a file over as input of a run; its content says what it is. `size` in bytes."""
         headers = self._headers({"Content-Type": "application/octet-stream", "Content-Length": str(size)})
+        response = await self._answered("POST", "/media", content=content, headers=headers, timeout=_UPLOAD_TIMEOUT)
+        return _read(response, answer)
+
+    async def _answered(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
-            response = await self._http.post("/media", content=content, headers=headers, timeout=_UPLOAD_TIMEOUT)
+            response = await self._http.request(method, path, **request)
         except httpx.HTTPError:
             raise ApiError(UNREACHABLE) from None
         if response.is_error:
             raise ApiError(_problem(response))
-        try:
-            return answer.model_validate_json(response.content)
-        except ValidationError:
-            raise ApiError(UNREADABLE) from None
+        return response
 
     @asynccontextmanager
     async def _stream(self, method: str, path: str, **request: Any) -> AsyncIterator[httpx.Response]:
@@ -222,6 +216,13 @@ def _given(params: Params | None) -> dict[str, str]:
         for name, value in named.items()
         if value is not None and value != ""
     }
+
+
+def _read(response: httpx.Response, answer: type[Answer]) -> Answer:
+    try:
+        return answer.model_validate_json(response.content)
+    except ValidationError:
+        raise ApiError(UNREADABLE) from None
 
 
 def _problem(response: httpx.Response) -> Problem:

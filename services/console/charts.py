@@ -34,3 +34,48 @@ def steps(values: Sequence[tuple[datetime, Decimal]], until: datetime, highest: 
         end = values[position + 1][0] if position + 1 < len(values) else until
         points += [f"{x(since):.1f},{y(value):.1f}", f"{x(end):.1f},{y(value):.1f}"]
     return Steps(" ".join(points), highest)
+
+
+class Bar(NamedTuple):
+    """One bar, as an SVG rectangle; all figures within WIDTH and HEIGHT."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+def bars(values: Sequence[int], highest: int) -> list[Bar]:
+    """A bar for each value that is not zero, each in the place of its own."""
+    step = WIDTH / len(values)
+    heights = [value / highest * (HEIGHT - 8) if highest else 0.0 for value in values]
+    return [
+        Bar(round(number * step + step * 0.15, 1), round(HEIGHT - height, 1), round(step * 0.7, 1), round(height, 1))
+        for number, height in enumerate(heights)
+        if height
+    ]
+
+
+Line = list[str]
+"""The pieces of a line, each the points of an SVG polyline: it is broken where nothing is known."""
+
+
+def line(values: Sequence[Decimal | None], highest: Decimal, lowest: Decimal) -> Line:
+    """A line over values in equal steps, between the lower of zero and `lowest` and the higher of zero and `highest`."""
+    top, bottom = max(highest, Decimal(0)), min(lowest, Decimal(0))
+    span, step = (top - bottom) or Decimal(1), WIDTH / len(values)
+    pieces: list[list[str]] = [[]]
+    for number, value in enumerate(values):
+        if value is None:
+            pieces.append([])
+            continue
+        y = HEIGHT - 4 - float((value - bottom) / span) * (HEIGHT - 8)
+        # A day alone has a line too.
+        pieces[-1] += [f"{number * step + step * 0.2:.1f},{y:.1f}", f"{number * step + step * 0.8:.1f},{y:.1f}"]
+    return [" ".join(piece) for piece in pieces if piece]
+
+
+def height_of(value: Decimal, highest: Decimal, lowest: Decimal) -> float:
+    """Where a value stands in the chart of `line`."""
+    top, bottom = max(highest, Decimal(0)), min(lowest, Decimal(0))
+    return HEIGHT - 4 - float((value - bottom) / ((top - bottom) or Decimal(1))) * (HEIGHT - 8)

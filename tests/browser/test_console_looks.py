@@ -17,6 +17,7 @@ PAGES = {
     "models-found": "/models?q=claude&capability=vision",
     "models-none": "/models?q=zzqx",
     "model": "/models/anthropic/claude-sonnet-4.5",
+    "listings": "/listings",
     "openrouter": "/settings/openrouter",
     "not-found": "/nowhere",
 }

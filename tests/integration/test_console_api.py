@@ -10,10 +10,12 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
+from contracts.attachments import Upload
 from contracts.errors import ErrorCode
 from contracts.keys import KeyStatus
 from deploy.local.ports import free_port
 from services.console.api import Api, ApiError, Gateway
+from services.gateway import examples
 
 RUN = "01930000-0000-7000-8000-000000000001"
 
@@ -118,3 +120,36 @@ async def test_a_run_is_started_to_go_on_without_its_starter() -> None:
     async with serving(start) as api:
         assert await api.start_run("/api/execute", {"resource": "a/b", "input": {}}, key="a-key") == RUN
     assert bodies == [{"resource": "a/b", "input": {}, "stream": True, "on_disconnect": "continue"}]
+
+
+async def test_a_file_is_handed_over_as_it_comes() -> None:
+    came: list[bytes] = []
+
+    async def keep(request: web.Request) -> web.Response:
+        came.append(await request.read())
+        if len(came) > 1:
+            problem = {"title": "The request is not valid", "status": 413, "code": "invalid", "detail": "Too large."}
+            return web.json_response(problem, status=413, content_type="application/problem+json")
+        assert (request.path, request.headers["Content-Length"]) == ("/media", "6")
+        return web.json_response(examples.UPLOAD, status=201)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"abc"
+        yield b"def"
+
+    async with serving(keep) as api:
+        upload = await api.upload(pieces(), Upload, size=6)
+        with pytest.raises(ApiError) as refused:
+            await api.upload(pieces(), Upload, size=6)
+    assert came[0] == b"abcdef"
+    assert (upload.url, upload.width) == (examples.UPLOAD["url"], 1024)
+    assert refused.value.problem.detail == "Too large."
+
+
+async def test_what_answers_nothing_can_be_deleted() -> None:
+    async def gone(request: web.Request) -> web.Response:
+        assert request.method == "DELETE"
+        return web.Response(status=204)
+
+    async with serving(gone) as api:
+        await api.delete(f"/api/resources/{RUN}")

@@ -1,6 +1,6 @@
 """The pages, one module per matter, each with a `router`. A new one joins `PAGES` and touches nothing else."""
 
-from services.console.pages import listings, models, openrouter, resources, sign_in, streams, trying, uploads
+from services.console.pages import listings, models, openrouter, resource, resources, sign_in, streams, trying, uploads
 
 PAGES = (
     sign_in,
@@ -8,6 +8,7 @@ PAGES = (
     resources,
     openrouter,
     listings,
+    resource,
     trying,
     uploads,
     streams,

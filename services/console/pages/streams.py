@@ -61,7 +61,7 @@ async def ended(request: Request, execution_id: UUID, session: SignedIn, after: 
     )
     # What it cost may have become known since it ended.
     result = ExecutionResult.model_validate(last.data) if last.kind == "completed" else None
-    problem = Problem.model_validate(last.data) if last.kind == "failed" else None
+    problem = Problem.model_validate({**last.data, "own": run.owner == session.user}) if last.kind == "failed" else None
     return await view(request, "run_ended.html", run=run, result=result, problem=problem)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -10,9 +11,10 @@ from starlette.responses import Response
 
 from contracts.catalog import Resource
 from contracts.listings import Listing
-from services.console.forms import form_of
+from services.console.api import ApiError
+from services.console.forms import Form, form_of
 from services.console.inputs import input_values
-from services.console.session import SignedIn
+from services.console.session import Session, SignedIn
 from services.console.views import run_started, view
 
 router = APIRouter()
@@ -33,8 +35,7 @@ async def run_own(request: Request, session: SignedIn, resource_id: UUID) -> Res
     resource = await session.api.get(f"/api/resources/{resource_id}", Resource)
     form = await form_of(request)
     body = {"resource": str(resource_id), "input": input_values(form, resource.inputs)}
-    run = await session.api.start_run("/api/execute", body, key=form["run_key"] or None)
-    return run_started(request, request.url.path, run)
+    return await _started(request, session, session.user, form, body)
 
 
 @router.get(_LISTED)
@@ -54,5 +55,12 @@ async def run_listed(request: Request, session: SignedIn, owner: str, slug: str)
         "input": input_values(form, listing.inputs),
         "max_price_usd": form["max_price_usd"],
     }
-    run = await session.api.start_run("/api/execute", body, key=form["run_key"] or None)
+    return await _started(request, session, owner, form, body)
+
+
+async def _started(request: Request, session: Session, owner: str, form: Form, body: Mapping[str, object]) -> Response:
+    try:
+        run = await session.api.start_run("/api/execute", body, key=form["run_key"] or None)
+    except ApiError as error:
+        raise ApiError(error.problem.model_copy(update={"own": owner == session.user})) from None
     return run_started(request, request.url.path, run)

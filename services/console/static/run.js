@@ -2,6 +2,7 @@
 // way back all show it from its beginning. A form with data-run-form begins one: its handler answers with `run_started`.
 //   [data-run-panel=id]       the panel, with [data-run-state] [data-run-wait] [data-run-output] [data-run-ended] [data-run-stop] in it
 //   form[data-run-form]       sends itself, and the panel of the page follows what it began
+//   form[data-keeps]          … and has what was sent again after a reload
 
 import { ask, clearProblems, parsed, say, showProblem, unreachable } from "./console.js";
 
@@ -245,6 +246,26 @@ function keyed(body) {
   return body;
 }
 
+function keep(form, run) {
+  if (form.matches("[data-keeps]")) sessionStorage.setItem(run, new URLSearchParams(new FormData(form)).toString());
+}
+
+function restore(run) {
+  const kept = run && sessionStorage.getItem(run);
+  const form = kept && document.querySelector("form[data-keeps]");
+  if (!form) return;
+  const values = new URLSearchParams(kept);
+  for (const field of form.querySelectorAll("[name^='input.']")) {
+    if (field.type === "checkbox") field.checked = values.has(field.name);
+    else field.value = values.get(field.name) ?? "";
+    if (field.type === "hidden" && field.value) {
+      // The file was sent before and is still there; another one may be chosen.
+      field.parentElement.querySelector("[type=file]").required = false;
+      field.parentElement.querySelector("[data-upload-state]").textContent = "The file that you sent before is still there.";
+    }
+  }
+}
+
 async function begin(form, button) {
   clearProblems(form);
   button?.setAttribute("aria-busy", "true");
@@ -254,6 +275,7 @@ async function begin(form, button) {
     unanswered = { body: null, key: null };
     const run = answer.headers.get("X-Run");
     if (run) {
+      keep(form, run);
       const address = new URL(location.href);
       address.searchParams.set("run", run);
       history.pushState(null, "", address);
@@ -270,6 +292,7 @@ async function begin(form, button) {
 
 if (panel) {
   panel.follow(runOfAddress());
+  restore(runOfAddress());
   addEventListener("popstate", () => panel.follow(runOfAddress()));
   document.addEventListener("submit", (event) => {
     const form = event.target;

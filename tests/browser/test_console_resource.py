@@ -1,0 +1,179 @@
+"""A creator's page of one resource, and a buyer's of its listing: what stands there, and that the ways to call it run as shown."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+from playwright.async_api import Browser, Page, expect
+
+from deploy.local.stack import Stack
+from deploy.sandbox.media import png
+from tests.browser.browsing import NARROW, WIDE, accessible, fits, picture, visiting
+from tests.e2e.client import Person, connected, signed_in, until
+
+INPUTS = [
+    {"name": "photo", "type": "image", "accept": ["image/png"]},
+    {"name": "text", "max_length": 40, "description": "What to say; it's yours."},
+    {"name": "tone", "type": "choice", "choices": ["friendly", "don't care"], "default": "don't care"},
+    {"name": "count", "type": "number", "minimum": 3, "maximum": 9},
+    {"name": "loud", "type": "boolean", "required": False},
+]
+
+
+async def figures_of(owner: Person, resource_id: str, runs: int) -> None:
+    """Waits until the figures count that many runs."""
+
+    async def look() -> bool:
+        stats = await owner.get(f"/api/resources/{resource_id}/stats")
+        return bool(stats["total"]["runs"] >= runs)
+
+    await until(look, 20)
+
+
+async def code(page: Page, title: str) -> str:
+    await page.get_by_text(title, exact=True).click()
+    return await page.get_by_label(f"How to call it: {title}").locator("code").inner_text()
+
+
+async def ran(*command: str, folder: Path, token: str) -> str:
+    """What a command prints that must succeed."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "X402JOBS_TOKEN": token},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    return out.decode()
+
+
+async def test_the_ways_to_call_it_run_as_shown(browser: Browser, console_stack: Stack, tmp_path: Path) -> None:
+    template = "{{text}} {{tone}} {{count}} {{loud}}"
+    config = {"prompt_template": template}
+    async with (
+        connected(console_stack, "maker") as maker,
+        signed_in(console_stack, "caller") as caller,
+        visiting(browser, console_stack) as page,
+    ):
+        resource = await maker.publish(model="openai/gpt-4o-mini", inputs=INPUTS, config=config)
+        await page.goto(f"/listings/{maker.name}/{resource['slug']}")
+        (tmp_path / "photo.png").write_bytes(png("photo"))
+        token = console_stack.token(caller.name)
+        curl = await page.get_by_label("How to call it: curl").locator("code").inner_text()
+        python = await code(page, "Python")
+        answered, printed = await asyncio.gather(
+            ran("bash", "-c", curl, folder=tmp_path, token=token),
+            ran(sys.executable, "-c", python, folder=tmp_path, token=token),
+        )
+        assert "Write something here don't care 3" in answered
+        assert '"status":"succeeded"' in answered
+        assert "Write something here don't care 3" in printed
+        assert "0.01 US dollars" in printed
+        assert f'"resource": "{maker.name}/{resource["slug"]}"' in await code(page, "NATS")
+        assert "await fetch(gateway + path" in await code(page, "JavaScript")
+
+
+async def test_a_creator_sees_all_of_it(browser: Browser, console_stack: Stack) -> None:
+    async with connected(console_stack, "maker") as maker, signed_in(console_stack, "caller") as caller:
+        resource = await maker.publish(description="Says what you say.", inputs=[{"name": "text"}])
+        name, path = f"{maker.name}/{resource['slug']}", f"/resources/{resource['id']}"
+        await asyncio.gather(caller.result(name), maker.result(name))
+        edited = await maker.http.patch(f"/api{path}", json={"pricing": {"mode": "fixed", "price_usd": "0.02"}})
+        assert edited.status_code == 200
+        broken = await maker.http.patch(
+            f"/api{path}",
+            json={"openrouter_config": {**resource["openrouter_config"], "model_id": "sandbox/status-404"}},
+        )
+        assert broken.status_code == 200
+        await caller.execute(name)
+        await figures_of(maker, resource["id"], 3)
+        async with visiting(browser, console_stack, maker.name) as page:
+            await page.goto(path)
+            await expect(page.get_by_role("heading", level=1)).to_have_text("Echo")
+            facts = page.get_by_role("region", name="How it does").locator(".facts div")
+            await expect(facts.filter(has_text="Runs")).to_contain_text("3")
+            await expect(facts.filter(has_text="Failed")).to_contain_text("1")
+            await expect(page.get_by_role("img", name=re.compile("Runs and failures a day"))).to_be_visible()
+            await expect(page.get_by_role("img", name=re.compile("Cost, price and margin"))).to_be_visible()
+            await page.get_by_text("The figures as a table").click()
+            await expect(page.get_by_role("region", name="Figures by day").get_by_role("row")).to_have_count(2)
+            await expect(page.get_by_text("model unavailable: 1")).to_be_visible()
+            runs = page.get_by_role("region", name="Table of the latest runs").get_by_role("row")
+            await expect(runs).to_have_count(4)
+            await expect(page.get_by_role("region", name="Table of the latest runs")).to_contain_text(caller.name)
+            changed = page.get_by_role("region", name="What version 2 changed")
+            await expect(changed).to_contain_text("pricing.price_usd")
+            await expect(changed.locator(".gone")).to_have_text("0.01")
+            await expect(changed.locator(".added")).to_have_text("0.02")
+            await expect(page.get_by_label("Prompt template")).to_have_text("{{text}}")
+            await page.get_by_role("link", name="7 days").click()
+            await expect(page).to_have_url(re.compile(r"days=7"))
+            await accessible(page)
+
+
+async def test_it_is_published_paused_and_deleted_after_asking(browser: Browser, console_stack: Stack) -> None:
+    async with connected(console_stack, "maker") as maker:
+        resource = await maker.create()
+        async with visiting(browser, console_stack, maker.name) as page:
+            await page.goto(f"/resources/{resource['id']}")
+            for action, status in (("Publish", "published"), ("Pause", "paused")):
+                await page.get_by_role("button", name=action).click()
+                await expect(page.get_by_role("dialog")).to_be_visible()
+                await page.get_by_role("button", name="Cancel").click()
+                await page.get_by_role("button", name=action).click()
+                await page.get_by_role("dialog").get_by_role("button", name=action).click()
+                await expect(page.locator(".page-head .badge")).to_have_text(status)
+                assert (await maker.get(f"/api/resources/{resource['id']}"))["status"] == status
+            await page.get_by_role("button", name="Delete").click()
+            await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+            await page.wait_for_url("**/resources")
+            assert (await maker.http.get(f"/api/resources/{resource['id']}")).status_code == 404
+
+
+async def test_listing_and_resource_fit_everybody(browser: Browser, console_stack: Stack) -> None:
+    async with connected(console_stack, "maker") as maker, signed_in(console_stack, "caller") as caller:
+        long = "A description that goes on for a while, as people write them. " * 6
+        slug = f"echo-{uuid4().hex[:8]}"
+        pricing = {"mode": "cost_plus", "markup_percent": "40", "min_usd": "0.0001", "max_usd": "0.01"}
+        inputs = [{"name": "text"}, {"name": "tone", "type": "choice", "choices": ["a", "b"], "required": False}]
+        resource = await maker.publish(
+            description=long,
+            slug=slug,
+            inputs=inputs,
+            pricing=pricing,
+            example_output="Hello.\nAs well.",
+            config={"prompt_template": "{{text}} {{tone}}"},
+        )
+        await caller.result(f"{maker.name}/{slug}")
+        await figures_of(maker, resource["id"], 1)
+        listing, own = f"/listings/{maker.name}/{slug}", f"/resources/{resource['id']}"
+        for theme, width in (("light", WIDE), ("dark", NARROW)):
+            for user, path, called in ((None, listing, "listing"), (maker.name, own, "resource")):
+                async with visiting(browser, console_stack, user, theme=theme, width=width) as page:
+                    await page.goto(path)
+                    await accessible(page)
+                    await fits(page)
+                    await picture(page, f"{called}-{theme}-{width}")
+                    if user is None:
+                        await expect(page.get_by_text("$0.0001 to $0.01 a run")).to_be_visible()
+                        assert await page.title() == f"Echo by {maker.name} · x402jobs"
+                        described = await page.locator("meta[name=description]").get_attribute("content")
+                        assert described is not None
+                        assert described.startswith("A description that goes on")
+                        assert len(described) <= 160
+
+
+async def test_a_listing_that_is_not_there_says_so(browser: Browser, console_stack: Stack) -> None:
+    async with visiting(browser, console_stack) as page:
+        await page.goto("/listings/nobody/nothing")
+        await expect(page.get_by_role("alert")).to_be_visible()
+        await page.goto("/listings?q=zzqxv")
+        await page.get_by_role("link", name="Show all listings").click()
+        await page.wait_for_url("**/listings")

@@ -1,0 +1,227 @@
+"""Trying a resource in the browser: a buyer from the listing to the answer, a run that is stopped, left and come back to, watched
+twice, pictures in and out, and what is said when it does not work."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from uuid import uuid4
+
+from playwright.async_api import Browser, BrowserContext, Page, Route, expect
+
+from deploy.local.stack import Stack
+from deploy.sandbox.media import png
+from tests.browser.browsing import NARROW, accessible, fits, picture, visiting
+from tests.e2e.client import connected
+
+LONG = "word199"
+"""The last word of `sandbox/long`, which takes four seconds."""
+
+COUNTING = """
+globalThis.begun = 0;
+globalThis.EventSource = class extends EventSource {
+  constructor(url) { super(url); this.addEventListener("started", () => (begun += 1)); }
+};
+"""
+"""Counts how often a run is said to begin: what Playwright shows of a request is not all that the browser sends with it."""
+
+
+def someone() -> str:
+    return f"buyer-{uuid4().hex[:8]}"
+
+
+def address(resource: dict[str, object]) -> str:
+    return f"/listings/{resource['owner']}/{resource['slug']}"
+
+
+async def run_it(page: Page, text: str = "hello") -> None:
+    await page.get_by_role("textbox", name="text").fill(text)
+    await page.get_by_role("button", name=re.compile("^Run")).click()
+
+
+async def test_a_buyer_finds_a_listing_signs_in_and_tries_it(browser: Browser, console_stack: Stack) -> None:
+    name = f"Echo of {uuid4().hex[:10]}"
+    async with connected(console_stack, "seller") as seller:
+        resource = await seller.publish(name=name, example_output="Hello as well.")
+    async with visiting(browser, console_stack, width=NARROW) as page:
+        await page.goto("/listings")
+        await page.get_by_label("Search listings").fill(name)
+        await page.get_by_role("link", name=name).click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text(name)
+        await expect(page.get_by_text("Nobody but its creator has run it yet")).to_be_visible()
+        await page.get_by_role("link", name="Try it").click()
+        await page.wait_for_url(re.compile("/sign-in"))
+        await page.get_by_label("Token").fill(console_stack.token(someone()))
+        await page.get_by_role("button", name="Sign in").click()
+        await page.wait_for_url(f"**{address(resource)}/try")
+        await run_it(page, "Good morning")
+        panel = page.get_by_role("region", name="Answer")
+        await expect(panel).to_contain_text("Price $0.01")
+        await expect(panel.locator(".run-text")).to_have_text("Good morning")
+        await expect(panel).not_to_contain_text("Model")
+        await expect(page.get_by_role("textbox", name="text")).to_have_value("Good morning")
+        await accessible(page)
+        await fits(page)
+        await picture(page, "try-light-390")
+        await page.goto(address(resource))
+        await expect(page.get_by_text("Measured over one run")).to_be_visible()
+
+
+async def test_the_creator_sees_what_it_cost(browser: Browser, console_stack: Stack) -> None:
+    async with connected(console_stack, "seller") as seller:
+        resource = await seller.create(pricing={"mode": "fixed", "price_usd": "0.01"})
+        async with visiting(browser, console_stack, seller.name, theme="dark") as page:
+            await page.goto(f"/resources/{resource['id']}/try")
+            await run_it(page)
+            cost = page.locator(".run-cost")
+            await expect(cost).to_contain_text("your markup")
+            run = await seller.execution(page.url.partition("run=")[2])
+            assert run["cost"]["price_usd"] == "0.01"
+            exact = await cost.locator("[title]").evaluate_all("all => all.map(each => each.title)")
+            assert f"{run['cost']['model_usd']} US dollars" in exact
+            await accessible(page)
+            await picture(page, "try-own-dark-1280")
+
+
+async def test_a_run_is_stopped(browser: Browser, console_stack: Stack) -> None:
+    async with connected(console_stack, "seller") as seller:
+        resource = await seller.publish(model="sandbox/long")
+    async with visiting(browser, console_stack, someone()) as page:
+        await page.goto(f"{address(resource)}/try")
+        await run_it(page)
+        await expect(page.locator(".run-text")).to_contain_text("word001")
+        await page.get_by_role("button", name="Stop").click()
+        await expect(page.get_by_text("Stopped")).to_be_visible()
+        await expect(page.locator(".run-text")).to_contain_text("word001")
+        await expect(page.locator(".run-text")).not_to_contain_text(LONG)
+        await expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+
+
+async def test_a_run_goes_on_through_a_reload_and_in_a_second_tab(browser: Browser, console_stack: Stack) -> None:
+    async with connected(console_stack, "seller") as seller:
+        resource = await seller.publish(model="sandbox/long")
+    async with visiting(browser, console_stack, someone()) as page:
+        await page.goto(f"{address(resource)}/try")
+        await run_it(page, "a long one")
+        await expect(page.locator(".run-text")).to_contain_text("word001")
+        other = await page.context.new_page()
+        await other.goto(page.url)
+        await page.reload()
+        for tab in (page, other):
+            await expect(tab.locator(".run-text")).to_contain_text("word001")
+            await expect(tab.locator(".run-ended")).to_contain_text("Price $0.01")
+        texts = [await tab.locator(".run-text").inner_text() for tab in (page, other)]
+        assert texts[0] == texts[1]
+        words = texts[0].split()
+        assert (words[0], words[-1], len(words)) == ("word000", LONG, 200)
+        await expect(page.get_by_role("textbox", name="text")).to_have_value("a long one")
+
+
+async def test_a_stream_that_breaks_goes_on_behind_the_last_event(browser: Browser, console_stack: Stack) -> None:
+    async with connected(console_stack, "seller") as seller:
+        resource = await seller.publish(model="sandbox/long")
+    asked: list[str] = []
+
+    async def first_breaks(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) > 1:
+            await route.continue_()
+            return
+        begun = 'retry: 10\nid: 1\nevent: started\ndata: {"execution_id": "", "model": ""}\n\n'
+        await route.fulfill(status=200, content_type="text/event-stream", body=begun)
+
+    async with visiting(browser, console_stack, someone()) as page:
+        await page.add_init_script(COUNTING)
+        await page.route("**/events?*", first_breaks)
+        await page.goto(f"{address(resource)}/try")
+        await run_it(page)
+        await expect(page.locator(".run-ended")).to_contain_text("Price $0.01")
+        assert len(asked) == 2
+        assert await page.evaluate("begun") == 1
+        assert len((await page.locator(".run-text").inner_text()).split()) == 200
+
+
+async def test_pictures_go_in_and_come_out(browser: Browser, console_stack: Stack, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(png("photo"))
+    async with connected(console_stack, "seller") as seller:
+        fields = [{"name": "photo", "type": "image"}, {"name": "text"}]
+        viewer, painter = await asyncio.gather(
+            seller.publish(model="openai/gpt-4o-mini", inputs=fields),
+            seller.publish(model="sandbox/image-two", config={"modalities": ["image", "text"]}),
+        )
+        async with visiting(browser, console_stack, someone()) as page:
+            await page.goto(f"{address(viewer)}/try")
+            chooser = page.get_by_label("photo", exact=True)
+            await chooser.set_input_files({"name": "no.png", "mimeType": "image/png", "buffer": b"not a picture"})
+            await expect(page.locator("[data-field='input.photo'] .error")).not_to_be_empty()
+            await chooser.set_input_files(photo)
+            await expect(page.get_by_text("photo.png is ready: 256 × 256")).to_be_visible()
+            await run_it(page, "What is this?")
+            await expect(page.locator(".run-ended")).to_contain_text("Price $0.01")
+            await page.goto(f"{address(painter)}/try")
+            await run_it(page)
+            await expect(page.locator(".run-ended")).to_contain_text("Price $0.01")
+            pictures = page.get_by_role("region", name="Answer").get_by_role("img")
+            await expect(pictures).to_have_count(2)
+            for number in range(2):
+                await expect(pictures.nth(number)).to_have_js_property("complete", True)
+                assert await pictures.nth(number).evaluate("picture => picture.naturalWidth") > 0
+            await picture(page, "try-pictures-light-1280")
+
+
+PROBLEMS = {
+    "status-400": ("invalid", "The request is not valid"),
+    "status-401": ("key_rejected", "OpenRouter does not accept the key"),
+    "status-402": ("credits_exhausted", "credits are used up"),
+    "status-403-limit": ("spend_limit", "spending limit"),
+    "status-403-moderation": ("moderated", "refused by a moderation"),
+    "status-404": ("model_unavailable", "The model cannot serve this"),
+    "status-429": ("rate_limited", "Too many requests"),
+    "error-in-200": ("upstream", "The model's provider failed"),
+    "mid-stream-error": ("upstream", "not the whole answer"),
+    "cut": ("upstream", "The model's provider failed"),
+}
+"""What the upstream does: the code, and words that the caller reads."""
+
+
+async def test_every_kind_of_problem_is_said_in_words(browser: Browser, console_stack: Stack) -> None:
+    async def meets(context: BrowserContext, mode: str, code: str, words: str) -> None:
+        # A key each: what rests one must not rest the others.
+        async with connected(console_stack, "seller") as seller:
+            resource = await seller.publish(model=f"sandbox/{mode}")
+        page = await context.new_page()
+        await page.goto(f"{address(resource)}/try")
+        await run_it(page)
+        alert = page.get_by_role("alert")
+        await expect(alert).to_have_attribute("data-problem-code", code)
+        await expect(page.locator("#main")).to_contain_text(words)
+        await expect(alert.get_by_role("link")).to_have_count(0)
+        await expect(page.get_by_role("textbox", name="text")).to_have_value("hello")
+        assert re.search(r"\w{3,}.*[.!]", await alert.locator("p").first.inner_text())
+
+    async with visiting(browser, console_stack, someone()) as page:
+        await asyncio.gather(*(meets(page.context, mode, *said) for mode, said in PROBLEMS.items()))
+
+
+async def test_wrong_inputs_are_marked_where_they_are(browser: Browser, console_stack: Stack) -> None:
+    fields = [{"name": "text", "max_length": 500}, {"name": "count", "type": "number", "minimum": 2}]
+    async with connected(console_stack, "seller") as seller:
+        resource = await seller.publish(inputs=fields, config={"prompt_template": "{{text}} {{count}}"})
+    async with visiting(browser, console_stack, someone()) as page:
+        await page.goto(f"{address(resource)}/try")
+        await page.get_by_label("count").evaluate("field => (field.removeAttribute('min'), field.value = '1')")
+        await run_it(page)
+        await expect(page.locator("[data-field='input.count'] .error")).not_to_be_empty()
+        await expect(page.get_by_label("count")).to_be_focused()
+        await expect(page.get_by_role("textbox", name="text")).to_have_value("hello")
+
+
+async def test_somebody_elses_run_is_not_shown(browser: Browser, console_stack: Stack) -> None:
+    async with connected(console_stack, "seller") as seller:
+        resource = await seller.publish()
+        run = (await seller.result(str(resource["id"])))["execution_id"]
+    async with visiting(browser, console_stack, someone()) as page:
+        await page.goto(f"{address(resource)}/try?run={run}")
+        await expect(page.get_by_role("alert")).to_contain_text("There is no run of yours")
