@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from decimal import Decimal
 from pathlib import Path
 from uuid import uuid4
 
@@ -78,8 +79,9 @@ async def test_the_creator_sees_what_it_cost(browser: Browser, console_stack: St
             await expect(cost).to_contain_text("your markup")
             run = await seller.execution(page.url.partition("run=")[2])
             assert run["cost"]["price_usd"] == "0.01"
-            exact = await cost.locator("[title]").evaluate_all("all => all.map(each => each.title)")
-            assert f"{run['cost']['model_usd']} US dollars" in exact
+            model, markup, total = map(Decimal, re.findall(r"\$([\d.]+)", await cost.inner_text()))
+            assert model == Decimal(run["cost"]["model_usd"])
+            assert model + markup == total == Decimal("0.01")
             await accessible(page)
             await picture(page, "try-own-dark-1280")
 
