@@ -18,6 +18,8 @@ PAGES = {
     "models-none": "/models?q=zzqx",
     "model": "/models/anthropic/claude-sonnet-4.5",
     "listings": "/listings",
+    "resources-none": "/resources",
+    "resource-new": "/resources/new?model=anthropic/claude-sonnet-4.5",
     "openrouter": "/settings/openrouter",
     "not-found": "/nowhere",
 }

@@ -79,7 +79,7 @@ async def test_a_model_becomes_a_published_resource(browser: Browser, console_st
         await expect(page.get_by_text("Its creator has not published it.")).to_be_visible()
         await page.go_back()
         await page.goto("/resources")
-        await page.get_by_role("link", name="Edit Haiku maker").click()
+        await page.get_by_role("link", name="Haiku maker", exact=True).click()
         await page.get_by_role("button", name="Save and publish", exact=True).click()
         dialog = page.get_by_role("dialog")
         await expect(dialog).to_contain_text("every run spends your own OpenRouter credits")
@@ -220,7 +220,8 @@ async def test_what_was_stored_comes_back_as_it_was(browser: Browser, console_st
         resource = await person.create(**{**EVERYTHING, "config": dict(EVERYTHING["config"])})
         path = f"/api/resources/{resource['id']}"
         await page.goto(f"/resources/{resource['id']}/edit")
-        await saved_by(page, "Save")
+        await page.get_by_role("button", name="Save", exact=True).click()
+        await expect(page.get_by_role("status").filter(has_text="Saved.")).to_be_visible()
         assert (await person.get(path))["version"] == 1, "a form that nobody touched changes nothing"
         await write(page, "name", "Renamed")
         await page.get_by_role("button", name="Remove openai/gpt-4o").click()

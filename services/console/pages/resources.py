@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from contracts.base import Contract
 from contracts.catalog import Model, ModelDetail, ModelPage, Resource, ResourcePage, ResourceStatus
@@ -165,6 +165,13 @@ async def pick_model(request: Request, session: SignedIn, q: Annotated[str, Quer
     page = await session.api.get("/api/models", ModelPage, wanted)
     models = [model for model in page.items if model.executable]
     return await view(request, "resource_models.html", models=models, q=q)
+
+
+# After `new` and `models`, which are no ids.
+@router.get(PATH + "/{resource_id}")
+async def one_resource(resource_id: UUID, _session: SignedIn) -> Response:
+    """Where links to a resource lead."""
+    return RedirectResponse(f"{PATH}/{resource_id}/edit", status_code=303)
 
 
 @router.post(PATH + "/part")
