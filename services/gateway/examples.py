@@ -313,6 +313,7 @@ BUDGETS: dict[str, Any] = {
     "today": [
         {
             "scope": "key",
+            "mode": "live",
             "resource_id": None,
             "caller_kind": None,
             "caller_id": None,
@@ -322,6 +323,7 @@ BUDGETS: dict[str, Any] = {
             "reached_percent": 80,
         }
     ],
+    "today_in_test": [],
 }
 
 EXECUTE: dict[str, Any] = {"resource": "alice/haiku-maker", "input": {"topic": "rain"}, "max_price_usd": "0.01"}

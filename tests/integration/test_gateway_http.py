@@ -580,7 +580,7 @@ async def test_json_is_json_whatever_it_is_called(client: httpx.AsyncClient, med
         ("GET", "/api/resources/", 404),
         ("POST", "/api/models", 405),
         ("DELETE", "/api/execute", 405),
-        ("GET", "/api/workflows", 404),
+        ("GET", "/api/workflow", 404),
     ],
 )
 async def test_what_no_route_takes_is_a_problem(client: httpx.AsyncClient, method: str, path: str, status: int) -> None:
