@@ -17,7 +17,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contracts.base import Contract
-from contracts.errors import ErrorCode, FieldProblem
+from contracts.errors import ErrorBody, ErrorCode, FieldProblem
 from services.runtime.bus import traceparent
 
 _TIMEOUT = httpx.Timeout(30, connect=5)
@@ -46,6 +46,22 @@ class Problem(Contract):
     execution_id: str | None = None
     truncated: bool = False
     own: bool = Field(default=True, description="Whether the key that it may be about is that of who reads it.")
+
+
+def problem_of(error: ErrorBody) -> Problem:
+    """A failure that stands in what the gateway says of a run, to be shown as any other problem."""
+    return Problem(
+        title="It did not work",
+        detail=error.message,
+        code=error.code,
+        status=200,
+        retryable=error.retryable,
+        retry_after_s=error.retry_after_s,
+        errors=error.fields,
+        action_url=error.action_url,
+        execution_id=str(error.execution_id) if error.execution_id else None,
+        truncated=error.truncated,
+    )
 
 
 UNREACHABLE = Problem(
@@ -148,7 +164,7 @@ class Api:
         seen, broken = after, 0
         while True:
             try:
-                async with self.follow(execution_id, after=seen) as response:
+                async with self.follow(f"/api/executions/{execution_id}/events", after=seen) as response:
                     async for event in _events(response):
                         seen, broken = event.seq, 0
                         yield event
@@ -162,10 +178,10 @@ class Api:
                     raise
 
     @asynccontextmanager
-    async def follow(self, execution_id: str, *, after: int | None = None) -> AsyncIterator[httpx.Response]:
-        """The open response of a run's events, to be passed on to a browser as it comes."""
+    async def follow(self, path: str, *, after: int | None = None) -> AsyncIterator[httpx.Response]:
+        """The open response of the events of a run or a workflow, to be passed on to a browser as it comes."""
         headers = self._headers({} if after is None else {"Last-Event-ID": str(after)})
-        async with self._stream("GET", f"/api/executions/{execution_id}/events", headers=headers) as response:
+        async with self._stream("GET", path, headers=headers) as response:
             yield response
 
     async def upload(self, content: AsyncIterator[bytes], answer: type[Answer], *, size: int) -> Answer:

@@ -21,6 +21,9 @@ PAGES = {
     "resources-none": "/resources",
     "resource-new": "/resources/new?model=anthropic/claude-sonnet-4.5",
     "openrouter": "/settings/openrouter",
+    "executions-none": "/executions?status=queued",
+    "workflows-none": "/workflows",
+    "workflow-new": "/workflows/new",
     "not-found": "/nowhere",
 }
 """Addresses that need no data of their own, by the name of their picture."""

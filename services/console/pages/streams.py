@@ -1,4 +1,4 @@
-"""What `static/run.js` asks of a run: its events as they come, how it ended in words, and to stop it.
+"""What `static/run.js` asks of a run: its events as they come, how it ended in words, and to stop it. And the events of workflows.
 
 An `EventSource` reconnects by itself and says what it has. The words come from here, so that amounts, durations and problems look
 as they do everywhere else.
@@ -25,17 +25,29 @@ router = APIRouter()
 _RECONNECT = b"retry: 500\n\n"
 
 
+LastEventId = Annotated[int | None, Header()]
+
+
 @router.get("/executions/{execution_id}/events")
 async def events(
-    execution_id: UUID,
-    session: SignedIn,
-    after: int | None = None,
-    last_event_id: Annotated[int | None, Header()] = None,
+    execution_id: UUID, session: SignedIn, after: int | None = None, last_event_id: LastEventId = None
 ) -> Response:
     """From behind `Last-Event-ID`, or `after`, to the end; 204 when the last one was seen, and the browser stops asking."""
+    return await _passed_on(session, f"/api/executions/{execution_id}/events", after, last_event_id)
+
+
+@router.get("/workflows/{workflow_id}/events")
+async def workflow_events(
+    workflow_id: UUID, session: SignedIn, after: int | None = None, last_event_id: LastEventId = None
+) -> Response:
+    """The same of a workflow."""
+    return await _passed_on(session, f"/api/workflows/{workflow_id}/events", after, last_event_id)
+
+
+async def _passed_on(session: Session, path: str, after: int | None, last_event_id: int | None) -> Response:
     seen = after if last_event_id is None else last_event_id
     async with AsyncExitStack() as opening:
-        upstream = await opening.enter_async_context(session.api.follow(str(execution_id), after=seen))
+        upstream = await opening.enter_async_context(session.api.follow(path, after=seen))
         if upstream.status_code == 204:
             return Response(status_code=204)
         open_upstream = opening.pop_all()

@@ -1,10 +1,11 @@
 // A run as it happens, in a panel that `ui.run_panel` made. The run stands in the address (`?run=…`), so a reload, another tab and the
 // way back all show it from its beginning. A form with data-run-form begins one: its handler answers with `run_started`.
 //   [data-run-panel=id]       the panel, with [data-run-state] [data-run-wait] [data-run-output] [data-run-ended] [data-run-stop] in it
+//   [data-run-stop=question]  asks before it stops the run: "title|sentence|button"
 //   form[data-run-form]       sends itself, and the panel of the page follows what it began
 //   form[data-keeps]          … and has what was sent again after a reload
 
-import { ask, clearProblems, parsed, say, showProblem, unreachable } from "./console.js";
+import { ask, clearProblems, confirmed, parsed, say, showProblem, unreachable } from "./console.js";
 
 const SETTLED_AFTER_MS = 3000;
 const SETTLED_LOOKS = 20;
@@ -191,6 +192,7 @@ class Panel {
     }
     if (id !== this.id) return;
     this.ended.replaceChildren(parsed(html));
+    this.element.dispatchEvent(new Event("run-ended"));
     this.state.textContent = this.ended.querySelector("[role=alert]") ? "It did not work; see below." : "Done.";
     if (problem) this.again(() => this.follow(id));
     else if (this.ended.querySelector("[data-run-unsettled]")) this.settle(id, last, SETTLED_LOOKS);
@@ -206,11 +208,15 @@ class Panel {
       const answer = await ask(`/executions/${id}/ended?after=${last - 1}`, { headers: { "X-Fragment": "ended" } }).catch(() => null);
       if (id !== this.id) return;
       if (answer?.ok) this.ended.replaceChildren(parsed(await answer.text()));
-      if (looks > 1 && this.ended.querySelector("[data-run-unsettled]")) this.settle(id, last, looks - 1);
+      if (!this.ended.querySelector("[data-run-unsettled]")) this.element.dispatchEvent(new Event("run-ended"));
+      else if (looks > 1) this.settle(id, last, looks - 1);
     }, SETTLED_AFTER_MS);
   }
 
   async cancel() {
+    const question = this.stop.dataset.runStop;
+    if (question && !(await confirmed(...question.split("|")))) return;
+    if (this.stop.hidden) return;
     this.stop.setAttribute("aria-busy", "true");
     this.tell("Stopping");
     try {
