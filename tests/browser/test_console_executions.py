@@ -155,7 +155,7 @@ async def test_a_workflow_is_started_followed_and_stopped(browser: Browser, cons
         steps = [step("draft", echo["id"], "rain"), step("answer", "no/where", "{{steps.draft.text}}")]
         await field.fill(json.dumps({"steps": steps}))
         await page.get_by_role("button", name="Start it").click()
-        await expect(page.get_by_role("alert")).to_contain_text("steps.1.resource")
+        await expect(page.get_by_role("alert")).to_contain_text("The step `answer`: There is no such resource")
         steps[1] = step("answer", f"{person.name}/{drip['slug']}", "{{steps.draft.text}}")
         await field.fill(json.dumps({"steps": steps}))
         await page.get_by_role("button", name="Start it").click()
