@@ -84,10 +84,12 @@ async def test_a_resource_that_loses_money_is_paused_when_its_creator_wants_that
 async def test_limits_are_kept_and_used_up_when_runs_cost_something(stack: Stack) -> None:
     async with connected(stack, "alice") as alice, signed_in(stack, "bob") as bob:
         resource = await alice.publish()
+        cost = (await alice.execution((await bob.result(resource["id"]))["execution_id"]))["receipt"]["cost"]
         limits = {"key_daily_usd": "0.000000001", "resources": [{"resource_id": resource["id"], "daily_usd": "100"}]}
         set_to = good(await alice.http.put("/api/budgets", json=limits))
         assert [(each["scope"], each["spent_usd"]) for each in set_to["today"]] == [("key", "0"), ("resource", "0")]
-        cost = (await alice.execution((await bob.result(resource["id"]))["execution_id"]))["receipt"]["cost"]
+        # No run of this resource fits into such a day, whoever asks.
+        problem(await bob.execute(resource["id"]), 409, "conflict")
 
         async def used_up() -> dict[str, Any] | None:
             budgets: dict[str, Any] = await alice.get("/api/budgets")
