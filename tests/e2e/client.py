@@ -287,6 +287,15 @@ async def until(look: Callable[[], Awaitable[Found | None]], timeout_s: float = 
         await asyncio.sleep(0.02)
 
 
+async def forget_cooldowns(stack: Stack) -> None:
+    """Nothing rests any more, whatever upstream asked for."""
+    connection = await asyncpg.connect(stack.postgres.dsn(DATABASE))
+    try:
+        await connection.execute("DELETE FROM executor.cooldowns")
+    finally:
+        await connection.close()
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 

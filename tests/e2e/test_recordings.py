@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-import asyncpg
 import pytest
 import pytest_asyncio
 
-from deploy.local.stack import DATABASE, Stack
-from tests.e2e.client import Event, Person, check_problem, connected, text_of
+from deploy.local.stack import Stack
+from tests.e2e.client import Event, Person, check_problem, connected, forget_cooldowns, text_of
 from tests.e2e.hostile_recordings import CASES
 from tests.stack import shared_data
 
@@ -141,14 +140,6 @@ def strings_of(value: Any) -> list[str]:
 
 
 # Running it -----------------------------------------------------------------------------------------------------------
-
-
-async def forget_cooldowns(stack: Stack) -> None:
-    connection = await asyncpg.connect(stack.postgres.dsn(DATABASE))
-    try:
-        await connection.execute("DELETE FROM executor.cooldowns")
-    finally:
-        await connection.close()
 
 
 async def run_both(alice: Person, bob: Person, case: str) -> tuple[dict[str, Any], list[Event]]:
