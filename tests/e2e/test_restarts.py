@@ -90,7 +90,8 @@ async def test_jobs_survive_the_kill_of_everything_and_operators_can_check_and_d
     stack_factory: StackFactory,
 ) -> None:
     async with (
-        stack_factory(settings={"executor": {"RUNNING_PER_KEY": "2"}}) as stack,
+        # One slot of a key is kept for whoever waits for an answer: two are left to jobs.
+        stack_factory(settings={"executor": {"RUNNING_PER_KEY": "3"}}) as stack,
         connected(stack, "bob") as person,
     ):
         resource = await person.publish(model="sandbox/long", config={"max_tokens": 60})
