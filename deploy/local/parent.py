@@ -22,10 +22,19 @@ def _catches_interrupt(pid: int) -> bool:
     return bool(int(caught, 16) >> (signal.SIGINT - 1) & 1)
 
 
+def _is_make(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip().endswith("make")
+    except OSError:
+        return False
+
+
 async def until_make_is_told_to_stop() -> None:
     """Returns when the make that runs this was interrupted or has died; never when something else runs it."""
     parent = os.getppid()
-    if "MAKELEVEL" not in os.environ or not _catches_interrupt(parent):
+    if "MAKELEVEL" not in os.environ or not _is_make(parent):
         await asyncio.Event().wait()
-    while os.getppid() == parent and _catches_interrupt(parent):  # noqa: ASYNC110 - nothing tells of it but a look
+    # Started in the background by a script, make ignores interrupts from the beginning.
+    interruptible = _catches_interrupt(parent)
+    while os.getppid() == parent and _catches_interrupt(parent) == interruptible:  # noqa: ASYNC110 - nothing tells of it but a look
         await asyncio.sleep(_LOOK_S)

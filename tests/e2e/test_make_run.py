@@ -39,6 +39,8 @@ def test_stack_stops_when_make_alone_is_told_to(tmp_path: Path, told: signal.Sig
             stdout=terminal,
             stderr=terminal,
             start_new_session=True,
+            # Where the tests run in the background of a script, interrupts are ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         wait_for("the start", (tmp_path / "stack.json").exists, 60)
