@@ -71,7 +71,8 @@ async def test_the_list_goes_on_to_its_end_with_each_model_once(browser: Browser
         expected = await total(page)
         while await page.locator("[data-more]").count():
             shown = await page.locator(".model").count()
-            await page.locator("[data-more]").scroll_into_view_if_needed()
+            # The mark at the end is replaced whenever more has come.
+            await page.evaluate("document.querySelector('[data-more]')?.scrollIntoView()")
             await page.wait_for_function("shown => document.querySelectorAll('.model').length > shown", arg=shown)
         addresses = await page.locator(".model h3 a").evaluate_all("links => links.map(link => link.href)")
         assert len(addresses) == len(set(addresses)) == expected

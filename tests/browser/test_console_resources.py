@@ -80,6 +80,7 @@ async def test_a_model_becomes_a_published_resource(browser: Browser, console_st
         await page.go_back()
         await page.goto("/resources")
         await page.get_by_role("link", name="Haiku maker", exact=True).click()
+        await page.get_by_role("link", name="Edit", exact=True).click()
         await page.get_by_role("button", name="Save and publish", exact=True).click()
         dialog = page.get_by_role("dialog")
         await expect(dialog).to_contain_text("every run spends your own OpenRouter credits")

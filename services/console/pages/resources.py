@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from contracts.base import Contract
 from contracts.catalog import Model, ModelDetail, ModelPage, Resource, ResourcePage, ResourceStatus
@@ -167,13 +167,6 @@ async def pick_model(request: Request, session: SignedIn, q: Annotated[str, Quer
     return await view(request, "resource_models.html", models=models, q=q)
 
 
-# After `new` and `models`, which are no ids.
-@router.get(PATH + "/{resource_id}")
-async def one_resource(resource_id: UUID, _session: SignedIn) -> Response:
-    """Where links to a resource lead."""
-    return RedirectResponse(f"{PATH}/{resource_id}/edit", status_code=303)
-
-
 @router.post(PATH + "/part")
 async def part_of_form(request: Request, session: SignedIn) -> Response:
     """One block of the form as what was typed makes it: `model`, `estimate` or `trial`. Nothing is saved."""
@@ -237,5 +230,5 @@ async def _saved(request: Request, session: Session, form: Form, resource: Resou
             await session.api.send("POST", f"{_API}/{resource.id}/publish", Resource)
         except ApiError as error:
             return go_to(request, f"{here}/edit", say=f"It is saved, and not published: {error.problem.detail}")
-        return go_to(request, PATH, say=f"{resource.name} is published: everybody can run it now.")
+        return go_to(request, here, say=f"{resource.name} is published: everybody can run it now.")
     return go_to(request, f"{here}/edit", say=said)
