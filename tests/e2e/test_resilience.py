@@ -410,11 +410,15 @@ async def test_kill_9_of_executors_and_bus_in_the_middle_of_a_workflow_and_each_
         accepted = await person.http.post("/api/workflows", json={"steps": steps})
         path = f"/api/workflows/{accepted.json()['workflow_id']}"
 
+        opened = asyncio.Event()
+
         async def follow() -> list[Event]:
             async with person.http.stream("GET", f"{path}/events", timeout=90) as answer:
+                opened.set()
                 return checked([event async for event in read_events(answer)])
 
         following = asyncio.create_task(follow())
+        await opened.wait()
 
         async def long_is_called() -> bool:
             return len(await person.upstream_calls()) == 2

@@ -297,13 +297,13 @@ async def test_message_that_nobody_can_read_is_told_noted_and_blocks_nobody(hous
 
 
 async def test_letters_are_listed_in_pages_latest_first(house: House, executor: Service) -> None:
-    for _ in range(3):
+    for count in range(1, 4):
         await submit(house, b"no json")
 
-    async def noted() -> bool:
-        return len(await letters(house, "ended")) == 3
+        async def noted(count: int = count) -> bool:
+            return len(await letters(house, "ended")) == count
 
-    await eventually(noted)
+        await eventually(noted)
     first = await house.gateway.call(DEAD_LETTERS_LIST, ListDeadLetters(status=None, limit=2))
     assert first.next_cursor is not None
     rest = await house.gateway.call(DEAD_LETTERS_LIST, ListDeadLetters(status=None, limit=2, cursor=first.next_cursor))
