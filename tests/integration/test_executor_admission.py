@@ -3,7 +3,6 @@ executor stops."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import pytest_asyncio
 
@@ -13,19 +12,7 @@ from contracts.errors import ErrorCode
 from contracts.execution import ExecutionAccepted, ExecutionResult, PriceOnly
 from contracts.subjects import EXECUTION_ENQUEUE, WORKFLOWS_GET, WORKFLOWS_RUN
 from contracts.workflows import GetWorkflow, RunWorkflow, WorkflowStep
-from deploy.local.credentials import Credentials
-from deploy.local.nats import Nats
-from tests.integration.executor_parts import BOB, CENT, House, begin, eventually, executor_in, house_without_executor
-from tests.stack import Database, clone_of
-
-
-@pytest_asyncio.fixture(scope="module")
-async def whole_house(template_database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
-    async with (
-        clone_of(template_database) as database,
-        house_without_executor(database, nats_server, credentials) as house,
-    ):
-        yield house
+from tests.integration.executor_parts import BOB, CENT, House, begin, eventually, executor_in
 
 
 @pytest_asyncio.fixture

@@ -27,24 +27,12 @@ from contracts.subjects import (
     KEYS_CHANGED,
     as_publisher,
 )
-from deploy.local.credentials import Credentials
-from deploy.local.nats import Nats
 from services.executor import dead_letters, jobs, requeue
 from services.runtime.service import Service
-from tests.integration.executor_parts import BOB, House, begin, eventually, executor_in, house_without_executor
-from tests.stack import Database, clone_of
+from tests.integration.executor_parts import BOB, House, begin, eventually, executor_in
 
 DEMO = Caller(kind="service", id="demo")
 FREE = Decimal(0)
-
-
-@pytest_asyncio.fixture(scope="module")
-async def whole_house(template_database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
-    async with (
-        clone_of(template_database) as database,
-        house_without_executor(database, nats_server, credentials) as house,
-    ):
-        yield house
 
 
 @pytest_asyncio.fixture

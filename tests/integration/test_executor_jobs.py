@@ -41,20 +41,9 @@ from tests.integration.executor_parts import (
     begin,
     eventually,
     executor_in,
-    house_without_executor,
 )
-from tests.stack import Database, clone_of
 
 DEMO_FINISHED = as_publisher(AS_FINISHED.subject, "demo")
-
-
-@pytest_asyncio.fixture(scope="module")
-async def whole_house(template_database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
-    async with (
-        clone_of(template_database) as database,
-        house_without_executor(database, nats_server, credentials) as house,
-    ):
-        yield house
 
 
 @pytest_asyncio.fixture(scope="module")

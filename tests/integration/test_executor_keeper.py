@@ -41,19 +41,10 @@ from tests.integration.executor_parts import (
     executor_in,
     house_without_executor,
 )
-from tests.stack import Database, clone_of
+from tests.stack import Database
 
 COST_PLUS = CostPlusPrice(mode="cost_plus", markup_percent=Decimal(100), max_usd=Decimal(1))
 FREE = Decimal(0)
-
-
-@pytest_asyncio.fixture(scope="module")
-async def whole_house(template_database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
-    async with (
-        clone_of(template_database) as database,
-        house_without_executor(database, nats_server, credentials) as house,
-    ):
-        yield house
 
 
 @pytest_asyncio.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -17,8 +16,6 @@ from contracts.execution import Caller, ExecutionResult
 from contracts.keys import KeysChanged
 from contracts.market import ResourceBudgets
 from contracts.subjects import EXECUTION_ENQUEUE, KEYS_CHANGED
-from deploy.local.credentials import Credentials
-from deploy.local.nats import Nats
 from services.executor import keeper, main
 from services.executor.limits import Hold
 from services.executor.store import NewExecution, Store
@@ -29,10 +26,9 @@ from tests.integration.executor_parts import (
     House,
     eventually,
     executor_in,
-    house_without_executor,
     model_named,
 )
-from tests.stack import Database, clone_of
+from tests.stack import Database
 
 DOLLAR = Decimal(1)
 DEAR = "anthropic/claude-opus-5"
@@ -44,18 +40,6 @@ DEAR_BOUND = CostBound(
     rest_usd=50 * Decimal("0.000025"),
     context_tokens=1_000_000,
 )
-
-
-@pytest_asyncio.fixture(scope="module")
-async def databases(template_database: Database) -> AsyncIterator[Database]:
-    async with clone_of(template_database) as database:
-        yield database
-
-
-@pytest_asyncio.fixture(scope="module")
-async def whole_house(databases: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
-    async with house_without_executor(databases, nats_server, credentials) as house:
-        yield house
 
 
 @pytest_asyncio.fixture
@@ -120,7 +104,7 @@ async def test_200_callers_of_one_key_on_two_executors_never_run_more_than_five_
 
 
 async def test_day_of_a_dollar_is_never_overshot_by_uneven_runs_of_two_executors_one_of_which_died(
-    house: House, databases: Database, monkeypatch: pytest.MonkeyPatch
+    house: House, own_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(main, "LEASE_S", 5.0)
     monkeypatch.setattr(keeper, "RENEW_EVERY_S", 0.5)
@@ -134,7 +118,7 @@ async def test_day_of_a_dollar_is_never_overshot_by_uneven_runs_of_two_executors
     [call] = await house.calls()
     lost_usd = Decimal(call["cost"])
     # An executor that held money, was billed, and died before anything was settled; and one that never learned an id.
-    async with create_pool(databases.dsn("executor"), service="executor", max_size=2) as pool:
+    async with create_pool(own_database.dsn("executor"), service="executor", max_size=2) as pool:
         store = Store(pool, lease_s=-1)
         orphans = [await _orphan(store, number) for number in range(2)]
     await house.database.execute(

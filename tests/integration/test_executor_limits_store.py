@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -15,30 +14,9 @@ import pytest_asyncio
 from services.executor.limits import UNLIMITED, Admission, Hold, Rates
 from services.executor.limits_store import LimitsStore
 from services.executor.store import NewExecution, Store
-from services.runtime.postgres import create_pool
 from tests.integration.test_executor_store import ending, new
-from tests.stack import Database, clone_of
 
 DOLLAR, NOTHING = Decimal(1), Decimal(0)
-
-
-@pytest_asyncio.fixture(scope="module")
-async def own_database(template_database: Database) -> AsyncIterator[Database]:
-    async with clone_of(template_database) as database:
-        yield database
-
-
-@pytest_asyncio.fixture(scope="module")
-async def pool(own_database: Database) -> AsyncIterator[asyncpg.Pool]:
-    async with create_pool(own_database.dsn("executor"), service="executor", max_size=10) as pool:
-        yield pool
-
-
-@pytest_asyncio.fixture(scope="module")
-async def superuser(own_database: Database) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(own_database.superuser)
-    yield connection
-    await connection.close()
 
 
 @pytest_asyncio.fixture(autouse=True)

@@ -10,23 +10,11 @@ import pytest_asyncio
 
 from contracts.execution import ExecutionResult
 from contracts.subjects import EXECUTION_ENQUEUE
-from deploy.local.credentials import Credentials
-from deploy.local.nats import Nats
 from services.executor import purge as command
 from services.runtime.service import Service
-from tests.integration.executor_parts import BOB, EVE, House, begin, eventually, executor_in, house_without_executor
-from tests.stack import Database, clone_of
+from tests.integration.executor_parts import BOB, EVE, House, begin, eventually, executor_in
 
 WORD = f"secretword{uuid4().hex}"
-
-
-@pytest_asyncio.fixture(scope="module")
-async def whole_house(template_database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
-    async with (
-        clone_of(template_database) as database,
-        house_without_executor(database, nats_server, credentials) as house,
-    ):
-        yield house
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -2,7 +2,7 @@
 night's work is planned once, survives restarts, and asks about a sample where nothing is wrong."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -14,27 +14,15 @@ from structlog.typing import EventDict
 
 from contracts.catalog import CostPlusPrice
 from contracts.execution import ExecutionResult, Receipt
-from deploy.local.credentials import Credentials
-from deploy.local.nats import Nats
 from deploy.sandbox import chat
 from services.executor import costs, reconciliation
 from services.executor.reconcile import reconcile
 from services.executor.reconciliation_store import ReconciliationStore
 from services.runtime.postgres import create_pool
 from services.runtime.service import Service
-from tests.integration.executor_parts import ADA, House, eventually, executor_in, house_without_executor
-from tests.stack import Database, clone_of
+from tests.integration.executor_parts import ADA, House, eventually, executor_in
 
 COST_PLUS = CostPlusPrice(mode="cost_plus", markup_percent=Decimal(100), max_usd=Decimal(1))
-
-
-@pytest_asyncio.fixture(scope="module")
-async def whole_house(template_database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
-    async with (
-        clone_of(template_database) as database,
-        house_without_executor(database, nats_server, credentials) as house,
-    ):
-        yield house
 
 
 @pytest_asyncio.fixture

@@ -27,8 +27,6 @@ from contracts.execution import (
 )
 from contracts.keys import KeysChanged
 from contracts.subjects import EXECUTION_CANCELING, EXECUTION_LIST, KEYS_CHANGED, MODEL_CHANGED
-from deploy.local.credentials import Credentials
-from deploy.local.nats import Nats
 from services.runtime.service import Service
 from tests.integration.executor_parts import (
     ADA,
@@ -38,9 +36,7 @@ from tests.integration.executor_parts import (
     begin,
     eventually,
     executor_in,
-    house_without_executor,
 )
-from tests.stack import Database, clone_of
 
 PRICE = Decimal("0.01")
 FREE = Decimal(0)
@@ -48,25 +44,16 @@ NOTHING = Cost(model_usd=FREE, markup_usd=FREE, price_usd=FREE, status="final")
 
 
 @pytest_asyncio.fixture(scope="module")
-async def bare_house(template_database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
-    async with (
-        clone_of(template_database) as database,
-        house_without_executor(database, nats_server, credentials) as house,
-    ):
-        yield house
-
-
-@pytest_asyncio.fixture(scope="module")
-async def executor(bare_house: House) -> AsyncIterator[Service]:
-    async with executor_in(bare_house) as service:
+async def executor(whole_house: House) -> AsyncIterator[Service]:
+    async with executor_in(whole_house) as service:
         yield service
 
 
 @pytest_asyncio.fixture
-async def house(bare_house: House, executor: Service) -> House:
+async def house(whole_house: House, executor: Service) -> House:
     """One executor, with no runs yet; starting one for every test would take most of the time."""
-    await bare_house.clean()
-    return bare_house
+    await whole_house.clean()
+    return whole_house
 
 
 async def check_frames(house: House, execution_id: UUID, terminal: str) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -16,30 +15,9 @@ from contracts.base import new_execution_id
 from services.executor.limits import Admission
 from services.executor.media_store import IndexedFile, MediaIndex
 from services.executor.store import Ending, NewExecution, OutgoingMessage, Store
-from services.runtime.postgres import create_pool
-from tests.stack import Database, clone_of
 
 RECEIPT = {"revision": 1, "note": "first"}
 MESSAGE = OutgoingMessage("x402jobs.v1.execution.finished", "id:1", b"{}")
-
-
-@pytest_asyncio.fixture(scope="module")
-async def own_database(template_database: Database) -> AsyncIterator[Database]:
-    async with clone_of(template_database) as database:
-        yield database
-
-
-@pytest_asyncio.fixture(scope="module")
-async def pool(own_database: Database) -> AsyncIterator[asyncpg.Pool]:
-    async with create_pool(own_database.dsn("executor"), service="executor", max_size=10) as pool:
-        yield pool
-
-
-@pytest_asyncio.fixture(scope="module")
-async def superuser(own_database: Database) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(own_database.superuser)
-    yield connection
-    await connection.close()
 
 
 @pytest_asyncio.fixture(autouse=True)

@@ -32,8 +32,6 @@ from contracts.workflows import (
     WorkflowStep,
     WorkflowView,
 )
-from deploy.local.credentials import Credentials
-from deploy.local.nats import Nats
 from services.executor import keeper, main, workflow_runs
 from services.runtime.service import Service
 from tests.integration.executor_parts import (
@@ -43,18 +41,7 @@ from tests.integration.executor_parts import (
     House,
     eventually,
     executor_in,
-    house_without_executor,
 )
-from tests.stack import Database, clone_of
-
-
-@pytest_asyncio.fixture(scope="module")
-async def whole_house(template_database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[House]:
-    async with (
-        clone_of(template_database) as database,
-        house_without_executor(database, nats_server, credentials) as house,
-    ):
-        yield house
 
 
 @pytest_asyncio.fixture(scope="module")

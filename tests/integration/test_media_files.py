@@ -39,33 +39,12 @@ from services.executor.uploads import MAX_BYTES_PER_CALLER, Uploads
 from services.executor.upstream import Deadlines, Upstream
 from services.runtime.bus import Bus
 from services.runtime.files import Files
-from services.runtime.postgres import create_pool
 from tests.integration.executor_parts import BOB, EVE, bus_of
-from tests.stack import Database, clone_of
 from tests.unit.test_executor_media import SECRET, WAV, png, raw
 
 URL = "http://x402.example:8402"
 NOW = timedelta(0)
 DAY = timedelta(days=1)
-
-
-@pytest_asyncio.fixture(scope="module")
-async def own_database(template_database: Database) -> AsyncIterator[Database]:
-    async with clone_of(template_database) as database:
-        yield database
-
-
-@pytest_asyncio.fixture(scope="module")
-async def pool(own_database: Database) -> AsyncIterator[asyncpg.Pool]:
-    async with create_pool(own_database.dsn("executor"), service="executor", max_size=10) as pool:
-        yield pool
-
-
-@pytest_asyncio.fixture(scope="module")
-async def superuser(own_database: Database) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(own_database.superuser)
-    yield connection
-    await connection.close()
 
 
 @pytest_asyncio.fixture(scope="module")
