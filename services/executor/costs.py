@@ -67,7 +67,5 @@ class PendingCosts:
             self._metrics.cost_unknown.inc()
             log.error("cost_unknown", execution_id=str(pending.execution_id), attempt=pending.number)
         if revision is not None:
-            self._metrics.model_cost_usd.inc(float(revision.cost_usd or 0))
-            if revision.price_was_unknown:
-                self._metrics.price_usd.inc(float(revision.price_usd or 0))
+            self._metrics.count_money(revision.cost_usd, revision.price_usd if revision.price_was_unknown else None)
             self._wake_outbox.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _LONG_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -76,6 +78,11 @@ class ExecutorMetrics:
         self.cost_drift_usd = Counter(
             "x402jobs_cost_drift_usd", "By how much accounts and receipts differed.", ["direction"], registry=registry
         )
+
+    def count_money(self, cost_usd: Decimal | None, price_usd: Decimal | None) -> None:
+        """Adds what became known of a run; None adds nothing. Counters are floats by their nature, receipts are what is exact."""
+        self.model_cost_usd.inc(float(cost_usd or 0))
+        self.price_usd.inc(float(price_usd or 0))
 
     def _count_limits(self, registry: CollectorRegistry) -> None:
         # reason: cooling, rate, budget

@@ -100,9 +100,7 @@ class Reconciler:
             check.execution_id, check.number, charged, "final", cost_found, was="unknown"
         )
         if revision is not None:
-            self._metrics.model_cost_usd.inc(float(charged))
-            if revision.price_was_unknown:
-                self._metrics.price_usd.inc(float(revision.price_usd or 0))
+            self._metrics.count_money(charged, revision.price_usd if revision.price_was_unknown else None)
             self._wake_outbox.set()
         await self._close(check, "found")
 

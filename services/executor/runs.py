@@ -388,9 +388,7 @@ class Runner:
         if hold is not None and ended.cost.model_usd is not None and ended.cost.model_usd > hold.usd:
             metrics.ceilings_exceeded.inc()
             log.error("ceiling_exceeded", held_usd=str(hold.usd), cost_usd=str(ended.cost.model_usd))
-        # A counter for dashboards is a float by its nature; receipts are what is exact.
-        metrics.model_cost_usd.inc(float(ended.cost.model_usd or 0))
-        metrics.price_usd.inc(float(ended.cost.price_usd or 0))
+        metrics.count_money(ended.cost.model_usd, ended.cost.price_usd)
         unknown = sum(attempt.cost_status == "unknown" for attempt in ended.attempts)
         if unknown:
             metrics.cost_unknown.inc(unknown)

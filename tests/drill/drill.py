@@ -5,24 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import nats
-from nats.aio.client import Client
-
-from deploy.local.stack import PUBLISHER, Stack
+from deploy.local.stack import Stack
 from tests.drill.audit import Audit, Claim, Unknown, table
 from tests.drill.chaos import Chaos
 from tests.drill.facts import gather, unsettled
 from tests.drill.load import Load
 from tests.drill.orders import CONFIGS, MODES, Market
-from tests.e2e.client import connected, good
+from tests.e2e.client import connected, good, publisher
 
 SETTINGS: dict[str, dict[str, str]] = {
     # Alerts are read from the log. Limits per minute are not what this is about.
@@ -98,8 +94,8 @@ async def drill(stack: Stack, plan: Plan, say: Callable[[str], None]) -> Outcome
     seconds: dict[str, float] = {}
     began_s = time.monotonic()
     market = await _open_market(stack, plan.creators)
-    async with _publisher(stack) as publisher:
-        load = Load(stack, market, publisher, seed=plan.seed, callers=plan.callers)
+    async with publisher(stack) as bus:
+        load = Load(stack, market, bus, seed=plan.seed, callers=plan.callers)
         chaos = Chaos(stack, seed=plan.seed, between_s=plan.between_s, say=say)
         calling = asyncio.create_task(load.run())
         try:
@@ -152,28 +148,6 @@ async def _open_market(stack: Stack, creators: int) -> Market:
 
     await asyncio.gather(*(open_shop(number) for number in range(creators)))
     return Market(resources, [f"caller{number}" for number in range(_CALLERS)])
-
-
-@asynccontextmanager
-async def _publisher(stack: Stack) -> AsyncIterator[Client]:
-    """The outside service, which finds its server again."""
-
-    async def expected(_: Exception) -> None:
-        """Being disconnected is what this is about."""
-
-    client = await nats.connect(
-        stack.nats.url,
-        user=PUBLISHER,
-        password=stack.credentials.nats_password(PUBLISHER),
-        inbox_prefix=f"_INBOX.{PUBLISHER}",
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=0.2,
-        error_cb=expected,
-    )
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 def _counts(counter: Counter[str]) -> str:

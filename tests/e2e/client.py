@@ -18,8 +18,10 @@ from uuid import uuid4
 
 import asyncpg
 import httpx
+import nats
+from nats.aio.client import Client
 
-from deploy.local.stack import DATABASE, Stack
+from deploy.local.stack import DATABASE, PUBLISHER, Stack
 from deploy.sandbox.ledger import hash_key
 
 Found = TypeVar("Found")
@@ -285,6 +287,28 @@ async def until(look: Callable[[], Awaitable[Found | None]], timeout_s: float = 
             return found
         assert time.monotonic() < deadline, f"not within {timeout_s} s"
         await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def publisher(stack: Stack) -> AsyncIterator[Client]:
+    """The bus as the outside service `demo` has it, which finds its server again."""
+
+    async def expected(_: Exception) -> None:
+        """Being disconnected is what those tests are about that kill the server."""
+
+    service = await nats.connect(
+        stack.nats.url,
+        user=PUBLISHER,
+        password=stack.credentials.nats_password(PUBLISHER),
+        inbox_prefix=f"_INBOX.{PUBLISHER}",
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.1,
+        error_cb=expected,
+    )
+    try:
+        yield service
+    finally:
+        await service.close()
 
 
 async def forget_cooldowns(stack: Stack) -> None:

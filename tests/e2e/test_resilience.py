@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -25,7 +25,19 @@ from contracts.subjects import AS_GET, AS_SUBMIT, Job, Rpc, as_publisher
 from deploy.local.stack import DATABASE, PUBLISHER, Stack
 from deploy.sandbox.ledger import hash_key
 from tests.conftest import StackFactory
-from tests.e2e.client import Event, Person, at_gateway, checked, connected, ledger, problem, read_events, text_of, until
+from tests.e2e.client import (
+    Event,
+    Person,
+    at_gateway,
+    checked,
+    connected,
+    ledger,
+    problem,
+    publisher,
+    read_events,
+    text_of,
+    until,
+)
 
 LONG = "".join(f"word{number:03d} " for number in range(200))
 """What `sandbox/long` says, in four seconds."""
@@ -286,28 +298,6 @@ async def test_kill_9_of_the_bus_in_the_middle_of_runs_and_every_caller_gets_the
             assert (await person.execution(execution_id))["receipt"]["revision"] == 1
         assert await until(lambda: done(service, job["execution_id"]), ENDED_S), "what was acknowledged is done"
         await works(person, quick["id"])
-
-
-@asynccontextmanager
-async def publisher(stack: Stack) -> AsyncIterator[Client]:
-    """The outside service, which finds its server again."""
-
-    async def expected(_: Exception) -> None:
-        """Being disconnected is what the test is about."""
-
-    service = await nats.connect(
-        stack.nats.url,
-        user=PUBLISHER,
-        password=stack.credentials.nats_password(PUBLISHER),
-        inbox_prefix=f"_INBOX.{PUBLISHER}",
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=0.1,
-        error_cb=expected,
-    )
-    try:
-        yield service
-    finally:
-        await service.close()
 
 
 async def ask(service: Client, what: Rpc[Any, Any] | Job[Any], body: dict[str, Any]) -> dict[str, Any]:
