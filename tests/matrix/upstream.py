@@ -90,7 +90,7 @@ async def _end(writer: asyncio.StreamWriter, play: Play) -> None:
         # A reset may overtake what was sent; whoever reads must have it first.
         await asyncio.sleep(_BEAT_S)
         writer.transport.abort()
-    while play.ending == "hang":
+    while play.ending == "hang" and not writer.is_closing():
         await asyncio.sleep(_BEAT_S)
         if play.heartbeat:
             _write(writer, play.heartbeat)
