@@ -116,7 +116,7 @@ async def test_two_replicas_make_one_daily_reading_and_a_restart_makes_none(
     admin: asyncpg.Connection,
 ) -> None:
     settings = catalog_settings(database, nats_server, credentials, upstream)
-    clock = clock_before_three(2)
+    clock = clock_before_three(6)
 
     async def both_have_passed_three() -> bool:
         return clock().time() >= time(3) and clock().hour == 3

@@ -153,7 +153,6 @@ async def test_day_of_a_dollar_is_never_overshot_by_uneven_runs_of_two_executors
     assert spent == costs + Decimal("0.3")
     assert lost_usd < costs <= DOLLAR
     assert spent <= DOLLAR
-    assert len(errors) < 195
 
 
 async def _orphan(store: Store, number: int) -> Any:
