@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 from pydantic import JsonValue
 
-from contracts.catalog import FixedPrice, InputField, Model, ResourceDraft
+from contracts.catalog import FixedPrice, InputField, Model, Resource, ResourceDraft
 from contracts.errors import ErrorCode, FieldProblem
 from contracts.money import plain
 from contracts.templates import find_variables
@@ -64,8 +64,9 @@ PLAIN_PARAMETERS = (
 _WRAPPED = {"reasoning": "effort", "response_format": "type"}
 
 
-NEW_ROW = Form({"inputs.__n__.required": "on"})
-"""An input that is begun; the script puts its number in."""
+NEW_ROW = Form({"inputs.__n__.required": "on", "inputs.__n__.max_length": "2000"})
+"""An input that is begun; the script puts its number in. Its limit keeps what a run can cost within reason."""
+_NEW_MAX_TOKENS = 4000
 
 
 # Into a form ----------------------------------------------------------------------------------------------------------
@@ -76,9 +77,23 @@ def new_values(model: Model | None) -> Form:
     return Form({
         f"{CONFIG}.model_id": "" if model is None else model.id,
         f"{CONFIG}.modalities.text": "on",
+        f"{CONFIG}.max_tokens": "" if model is None else _number_text(_longest(model)),
         "pricing.mode": "fixed",
         "margin_rule": "warn",
     })  # fmt: skip
+
+
+def _longest(model: Model) -> int | None:
+    """A length of answers that suits most, pages of text and some thinking; pictures and sound take what they take."""
+    if model.output_modalities != ["text"] or not takes(model, "max_tokens"):
+        return None
+    return min(_NEW_MAX_TOKENS, model.max_completion_tokens or _NEW_MAX_TOKENS)
+
+
+def copy_of(resource: Resource) -> Form:
+    """What stands in the form of a resource that is begun as another one."""
+    values = values_of(resource)
+    return Form({**values, "name": f"{values['name']} (copy)", "slug": ""})
 
 
 def values_of(draft: ResourceDraft) -> Form:
@@ -187,7 +202,7 @@ def shown_parameters(model: Model | None, values: Form) -> list[tuple[Parameter,
 def draft_of(form: Form, *, complete: bool = True) -> dict[str, Any]:
     """The resource as the interface takes it. Raises `ApiError` with everything that cannot be sent on.
 
-    With `complete` false it may lack what only buyers see: then it can be estimated and run, and not saved.
+    With `complete` false it may lack what only buyers see and have no price yet: then it can be estimated and run, and not saved.
     """
     read = _Reader(form)
     draft = {
@@ -198,7 +213,7 @@ def draft_of(form: Form, *, complete: bool = True) -> dict[str, Any]:
         "example_output": _lines(form["example_output"]),
         CONFIG: _config(read),
         "inputs": [_input(read, number) for number in row_numbers(form)],
-        "pricing": _pricing(read),
+        "pricing": _pricing(read, complete=complete),
         "timeouts": _given({name: read.number(f"timeouts.{name}") for name in ("first_token_s", "idle_s", "total_s")}),
         "margin_rule": form["margin_rule"] or "warn",
     }
@@ -266,9 +281,15 @@ def _parameters(read: _Reader) -> dict[str, Any]:
     return parameters
 
 
-def _pricing(read: _Reader) -> dict[str, Any]:
+def priced(form: Form) -> bool:
+    """Whether somebody has named a price; without one a draft is estimated and tried as if it were free."""
+    return form["pricing.mode"] == "cost_plus" or bool(form["pricing.fixed.price_usd"])
+
+
+def _pricing(read: _Reader, *, complete: bool) -> dict[str, Any]:
     if read.form["pricing.mode"] != "cost_plus":
-        return {"mode": "fixed", "price_usd": read.usd("pricing.fixed.price_usd", "Say what a run costs its caller.")}
+        missing = "Say what a run costs its caller." if complete else None
+        return {"mode": "fixed", "price_usd": read.usd("pricing.fixed.price_usd", missing) or "0"}
     return {
         "mode": "cost_plus",
         "markup_percent": read.usd("pricing.cost_plus.markup_percent", "Say how much comes on top, in percent."),

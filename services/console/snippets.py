@@ -19,6 +19,10 @@ from contracts.media import EXTENSIONS
 from contracts.publishing import run_subject
 
 _TEXT = "Write something here"
+_WHO = "X402JOBS_TOKEN holds your token; on your own machine, `make token` prints one."
+_NATS_NEEDS = (
+    "The nats command, and a user on the bus: NATS_URL, NATS_USER and NATS_PASSWORD say which. Files by their address."
+)
 
 
 class Snippet(NamedTuple):
@@ -32,10 +36,19 @@ class Snippet(NamedTuple):
 def snippets(gateway_url: str, resource: str, inputs: Sequence[InputField]) -> list[Snippet]:
     """Every way to call `owner/slug` at the gateway that callers reach at this address."""
     return [
-        Snippet("curl", "A shell with curl. X402JOBS_TOKEN holds your token.", _curl(gateway_url, resource, inputs)),
-        Snippet("Python", "Python 3 and nothing else.", _python(gateway_url, resource, inputs)),
-        Snippet("JavaScript", "Node 18 or newer, as a module.", _javascript(gateway_url, resource, inputs)),
-        Snippet("NATS", "The nats command, and a user on the bus; files by their address.", _nats(resource, inputs)),
+        Snippet("curl", f"A shell with curl. {_WHO}", _curl(gateway_url, resource, inputs)),
+        Snippet(
+            "curl, as it is written",
+            f"The same as a stream of events, the text piece by piece. {_WHO}",
+            _curl(gateway_url, resource, inputs, stream=True),
+        ),
+        Snippet("Python", f"Python 3 and nothing else. {_WHO}", _python(gateway_url, resource, inputs)),
+        Snippet(
+            "JavaScript",
+            f"Node 18 or newer, as a module (call.mjs). {_WHO}",
+            _javascript(gateway_url, resource, inputs),
+        ),
+        Snippet("NATS", _NATS_NEEDS, _nats(resource, inputs)),
     ]
 
 
@@ -80,21 +93,24 @@ def _files(inputs: Sequence[InputField]) -> list[InputField]:
     return [field for field in _shown(inputs) if _is_file(field)]
 
 
-def _curl(gateway_url: str, resource: str, inputs: Sequence[InputField]) -> str:
+def _curl(gateway_url: str, resource: str, inputs: Sequence[InputField], *, stream: bool = False) -> str:
     bearer = '-H "Authorization: Bearer $X402JOBS_TOKEN"'
     lines = [
-        f"{field.name.upper()}_URL=$(curl -s {gateway_url}/media {bearer} \\\n"
+        f"{field.name.upper()}_URL=$(curl -sS {gateway_url}/media {bearer} \\\n"
         f"""  --data-binary @{_file_name(field)} | sed -E 's/.*"url":"([^"]+)".*/\\1/')"""
         for field in _files(inputs)
     ]
-    body = {"resource": resource, "input": _values(inputs, lambda field: f"${field.name.upper()}_URL")}
+    body: dict[str, JsonValue] = {
+        "resource": resource,
+        "input": _values(inputs, lambda field: f"${field.name.upper()}_URL"),
+        **({"stream": True} if stream else {}),
+    }
     quoted = shlex.quote(json.dumps(body, ensure_ascii=False))
     for field in _files(inputs):
         variable = f'"${field.name.upper()}_URL"'
         quoted = quoted.replace(variable, '"' + f"'{variable}'" + '"')
-    lines.append(
-        f"curl -s {gateway_url}/api/execute {bearer} \\\n  -H 'Content-Type: application/json' \\\n  -d {quoted}"
-    )
+    call = f"curl -sS{'N' if stream else ''} {gateway_url}/api/execute {bearer}"
+    lines.append(f"{call} \\\n  -H 'Content-Type: application/json' \\\n  -d {quoted}")
     return "\n".join(lines)
 
 
@@ -108,6 +124,7 @@ def _python(gateway_url: str, resource: str, inputs: Sequence[InputField]) -> st
     lines = [
         "import json",
         "import os",
+        "import urllib.error",
         "import urllib.request",
         "",
         f"GATEWAY = {gateway_url!r}",
@@ -116,7 +133,10 @@ def _python(gateway_url: str, resource: str, inputs: Sequence[InputField]) -> st
         "",
         "def ask(path, body):",
         "    request = urllib.request.Request(GATEWAY + path, data=body, headers=HEADERS)",
-        "    return json.load(urllib.request.urlopen(request, timeout=620))",
+        "    try:",
+        "        return json.load(urllib.request.urlopen(request, timeout=620))",
+        "    except urllib.error.HTTPError as error:",
+        '        raise SystemExit(json.load(error)["detail"])',
         *(upload if _files(inputs) else []),
         "",
         "",

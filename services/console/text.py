@@ -41,7 +41,7 @@ def breakdown(cost: RunCost | Cost) -> tuple[str, str, str]:
     places = max(_places(amount) for amount in (model, markup, total))
     if model is not None and total is not None:
         # Rounded by itself it might be a last digit off.
-        markup = round(total, places) - round(model, places)
+        markup = _rounded(total, places) - _rounded(model, places)
     return _aligned(model, places), _aligned(markup, places), _aligned(total, places)
 
 
@@ -53,8 +53,12 @@ def _places(amount: Decimal | None) -> int:
     return max(enough, min(exact, 2 - amount.adjusted()))
 
 
+def _rounded(amount: Decimal, places: int) -> Decimal:
+    return amount.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
+
+
 def _aligned(amount: Decimal | None, places: int) -> str:
-    return UNKNOWN if amount is None else f"{'−' if amount < 0 else ''}${abs(round(amount, places)):,.{places}f}"
+    return UNKNOWN if amount is None else f"{'−' if amount < 0 else ''}${abs(_rounded(amount, places)):,}"
 
 
 def exact_money(amount: Decimal | None) -> str:

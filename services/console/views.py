@@ -93,10 +93,15 @@ async def key_status(session: Session | None) -> KeyStatus | None:
         return None
 
 
-def go_to(request: Request, path: str, *, say: str | None = None) -> Response:
-    """Sends the browser to another page after something was done; `say` is shown there once."""
-    from_script = asks_for_part(request)
-    response = Response(headers={"X-Location": path}) if from_script else RedirectResponse(path, status_code=303)
+def go_to(request: Request, path: str, *, say: str | None = None, back: str | None = None) -> Response:
+    """Sends the browser to another page after something was done; `say` is shown there once.
+
+    `back` is where the way back leads from there, instead of to the form that was sent.
+    """
+    if asks_for_part(request):
+        response = Response(headers={"X-Location": path} | ({"X-Back": back} if back else {}))
+    else:
+        response = RedirectResponse(path, status_code=303)
     if say is not None:
         response.set_cookie(_FLASH, quote(say), max_age=60, httponly=True, samesite="lax")
     return response

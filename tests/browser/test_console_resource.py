@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import sys
 from pathlib import Path
 from uuid import uuid4
 
+from playwright._impl._driver import compute_driver_executable
 from playwright.async_api import Browser, Page, expect
 
 from deploy.local.stack import Stack
@@ -16,6 +18,7 @@ from deploy.sandbox.media import png
 from tests.browser.browsing import NARROW, WIDE, accessible, fits, picture, visiting
 from tests.e2e.client import Person, connected, signed_in, until
 
+MODEL = "openai/gpt-4o-mini"
 INPUTS = [
     {"name": "photo", "type": "image", "accept": ["image/png"]},
     {"name": "text", "max_length": 40, "description": "What to say; it's yours."},
@@ -35,17 +38,47 @@ async def figures_of(owner: Person, resource_id: str, runs: int) -> None:
     await until(look, 20)
 
 
-async def code(page: Page, title: str) -> str:
-    await page.get_by_text(title, exact=True).click()
-    return await page.get_by_label(f"How to call it: {title}").locator("code").inner_text()
+NATS = """#!{python}
+# The one form of the nats command that the page shows, with what the command reads from its environment.
+import argparse, asyncio, os, sys
+import nats
+
+arguments = argparse.ArgumentParser()
+for name in ("verb", "subject", "body", "--inbox-prefix", "--timeout"):
+    arguments.add_argument(name)
+said = arguments.parse_args()
 
 
-async def ran(*command: str, folder: Path, token: str) -> str:
-    """What a command prints that must succeed."""
+async def main():
+    who = {{"user": os.environ["NATS_USER"], "password": os.environ["NATS_PASSWORD"]}}
+    client = await nats.connect(os.environ["NATS_URL"], inbox_prefix=said.inbox_prefix.encode(), **who)
+    answer = await client.request(said.subject, said.body.encode(), timeout=int(said.timeout.removesuffix("s")))
+    print(answer.data.decode(), answer.headers or "")
+    await client.close()
+
+
+assert said.verb == "request"
+asyncio.run(main())
+"""
+
+
+async def copied(page: Page, title: str) -> str:
+    """What the clipboard holds after Copy; the first way is open when the page is, and a click opens the others."""
+    way = page.locator("details.way", has=page.get_by_text(title, exact=True))
+    if await way.get_attribute("open") is None:
+        await way.locator("summary").click()
+    await way.get_by_role("button", name="Copy").click()
+    await expect(way.get_by_role("button", name="Copied")).to_be_visible()
+    clipboard: str = await page.evaluate("navigator.clipboard.readText()")
+    return clipboard
+
+
+async def ran(*command: str, folder: Path, **environment: str) -> str:
+    """What a command prints that must succeed. It has what a stranger has: a path, and what the page tells to set."""
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=folder,
-        env={"PATH": os.environ["PATH"], "X402JOBS_TOKEN": token},
+        env={"PATH": os.environ["PATH"], **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -54,30 +87,58 @@ async def ran(*command: str, folder: Path, token: str) -> str:
     return out.decode()
 
 
-async def test_the_ways_to_call_it_run_as_shown(browser: Browser, console_stack: Stack, tmp_path: Path) -> None:
+async def test_the_ways_over_http_run_as_copied(browser: Browser, console_stack: Stack, tmp_path: Path) -> None:
     template = "{{text}} {{tone}} {{count}} {{loud}}"
-    config = {"prompt_template": template}
+    said = "Write something here don't care 3"
     async with (
         connected(console_stack, "maker") as maker,
         signed_in(console_stack, "caller") as caller,
         visiting(browser, console_stack) as page,
     ):
-        resource = await maker.publish(model="openai/gpt-4o-mini", inputs=INPUTS, config=config)
+        await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        resource = await maker.publish(model=MODEL, inputs=INPUTS, config={"prompt_template": template})
         await page.goto(f"/listings/{maker.name}/{resource['slug']}")
         (tmp_path / "photo.png").write_bytes(png("photo"))
-        token = console_stack.token(caller.name)
-        curl = await page.get_by_label("How to call it: curl").locator("code").inner_text()
-        python = await code(page, "Python")
-        answered, printed = await asyncio.gather(
-            ran("bash", "-c", curl, folder=tmp_path, token=token),
-            ran(sys.executable, "-c", python, folder=tmp_path, token=token),
+        (tmp_path / "call.mjs").write_text(await copied(page, "JavaScript"))
+        node, _ = compute_driver_executable()
+        commands = (
+            ("bash", "-c", await copied(page, "curl")),
+            ("bash", "-c", await copied(page, "curl, as it is written")),
+            (sys.executable, "-I", "-S", "-c", await copied(page, "Python")),
+            (node, "call.mjs"),
         )
-        assert "Write something here don't care 3" in answered
-        assert '"status":"succeeded"' in answered
-        assert "Write something here don't care 3" in printed
-        assert "0.01 US dollars" in printed
-        assert f'"resource": "{maker.name}/{resource["slug"]}"' in await code(page, "NATS")
-        assert "await fetch(gateway + path" in await code(page, "JavaScript")
+        token = console_stack.token(caller.name)
+        printed = await asyncio.gather(*(ran(*each, folder=tmp_path, X402JOBS_TOKEN=token) for each in commands))
+        plain, streamed, python, javascript = printed
+        assert said in plain
+        assert '"status":"succeeded"' in plain
+        events = re.findall(r"^event: (\w+)$", streamed, re.MULTILINE)
+        assert (events[0], events[-1]) == ("started", "completed")
+        assert events.count("text") > 1
+        for output in (python, javascript):
+            assert said in output
+            assert "0.01 US dollars" in output
+        runs = (await maker.get("/api/executions", role="owner", resource_id=resource["id"]))["items"]
+        assert [(run["status"], run["caller"]["id"]) for run in runs] == [("succeeded", caller.name)] * 4
+
+
+async def test_the_way_over_the_bus_runs_as_copied(browser: Browser, console_stack: Stack, tmp_path: Path) -> None:
+    inputs = [{"name": "text"}, {"name": "tone", "type": "choice", "choices": ["don't care"]}]
+    async with connected(console_stack, "maker") as maker, visiting(browser, console_stack, maker.name) as page:
+        await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        resource = await maker.publish(inputs=inputs, config={"prompt_template": "{{text}} {{tone}}"})
+        await page.goto(f"/resources/{resource['id']}")
+        command = tmp_path / "nats"
+        command.write_text(NATS.format(python=sys.executable))
+        command.chmod(0o755)
+        bus = json.loads((console_stack.directory / "stack.json").read_text())
+        who = {"NATS_USER": bus["publisher"]["user"], "NATS_PASSWORD": bus["publisher"]["password"]}
+        path = f"export PATH={tmp_path}:$PATH; "
+        code = await copied(page, "NATS")
+        printed = await ran("bash", "-c", path + code, folder=tmp_path, NATS_URL=bus["nats_url"], **who)
+        assert "Write something here don't care" in printed
+        (run,) = (await maker.get("/api/executions", role="owner", resource_id=resource["id"]))["items"]
+        assert run["caller"] == {"kind": "service", "id": bus["publisher"]["name"]}
 
 
 async def test_a_creator_sees_all_of_it(browser: Browser, console_stack: Stack) -> None:

@@ -76,7 +76,7 @@ async def test_a_model_becomes_a_published_resource(browser: Browser, console_st
         await page.get_by_role("button", name="Save and see it as a buyer").click()
         await page.wait_for_url("**/as-buyer")
         await expect(page.get_by_role("heading", level=1)).to_have_text("Haiku maker")
-        await expect(page.get_by_text("Its creator has not published it.")).to_be_visible()
+        await expect(page.get_by_text("Only you see it until you publish it.")).to_be_visible()
         await page.go_back()
         await page.goto("/resources")
         await page.get_by_role("link", name="Haiku maker", exact=True).click()

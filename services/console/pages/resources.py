@@ -77,9 +77,9 @@ async def _editor(
     model: Model | None,
     resource: Resource | None = None,
     run: UUID | None = None,
-    problem: Problem | None = None,
 ) -> Response:
-    reviewed, unfinished = await _reviewed(session, values, resource.id if resource else None)
+    """The form with these values in it, or the block of it that was asked for."""
+    review, unfinished = await _reviewed(session, values, resource.id if resource else values["resource_id"])
     return await view(
         request,
         "resource_edit.html",
@@ -88,17 +88,16 @@ async def _editor(
         model=model,
         resource=resource,
         run=run,
-        problem=problem,
         rows=drafts.row_numbers(values),
         trial=drafts.declared_inputs(values),
         fallbacks=drafts.fallbacks_in(values),
-        review=reviewed,
+        review=review,
         unfinished=unfinished,
     )
 
 
 async def _reviewed(
-    session: Session, values: Form, resource_id: UUID | str | None
+    session: Session, values: Form, resource_id: UUID | str
 ) -> tuple[DraftReview | None, Problem | None]:
     """What the draft would cost and bring, or why nobody can say yet."""
     if not (values[f"{drafts.CONFIG}.model_id"] and values[f"{drafts.CONFIG}.prompt_template"]):
@@ -130,8 +129,13 @@ async def _model_if_any(session: Session, model_id: str) -> ModelDetail | None:
 
 
 @router.get(PATH + "/new")
-async def new_resource(request: Request, session: SignedIn, model: str = "", run: UUID | None = None) -> Response:
-    """The empty form, around the model that the address names."""
+async def new_resource(
+    request: Request, session: SignedIn, model: str = "", like: UUID | None = None, run: UUID | None = None
+) -> Response:
+    """The form of a new one: around the model that the address names, or `like` another resource."""
+    if like is not None:
+        original = await session.api.get(f"{_API}/{like}", Resource)
+        return await _editor(request, session, drafts.copy_of(original), model=original.model, run=run)
     chosen = await _model(session, model) if model else None
     return await _editor(request, session, drafts.new_values(chosen), model=chosen, run=run)
 
@@ -146,13 +150,19 @@ async def edit_resource(request: Request, session: SignedIn, resource_id: UUID, 
 
 @router.get(PATH + "/{resource_id}/as-buyer")
 async def as_buyer(request: Request, session: SignedIn, resource_id: UUID) -> Response:
-    """What is saved, as the page that buyers see; also before they can see it."""
-    listing = await session.api.get(f"{_API}/{resource_id}", Listing, {"as": "buyer"})
+    """What is saved, as the page that buyers see, or would see if it were published."""
+    listing, resource = await asyncio.gather(
+        session.api.get(f"{_API}/{resource_id}", Listing, {"as": "buyer"}),
+        session.api.get(f"{_API}/{resource_id}", Resource),
+    )
+    if resource.status in ("draft", "paused") and resource.availability.available:
+        listing = listing.model_copy(update={"available": True, "unavailable_reason": None})
     console, ref = console_of(request), f"{listing.owner}/{listing.slug}"
     return await view(
         request,
         "listing.html",
         listing=listing,
+        preview=resource,
         address=f"{console.public_url}/listings/{ref}",
         ways=snippets(console.gateway_public_url, ref, listing.inputs),
     )
@@ -171,22 +181,8 @@ async def pick_model(request: Request, session: SignedIn, q: Annotated[str, Quer
 async def part_of_form(request: Request, session: SignedIn) -> Response:
     """One block of the form as what was typed makes it: `model`, `estimate` or `trial`. Nothing is saved."""
     values = await form_of(request)
-    model, (review, unfinished) = await asyncio.gather(
-        _model_if_any(session, values[f"{drafts.CONFIG}.model_id"]),
-        _reviewed(session, values, values["resource_id"] or None),
-    )
-    return await view(
-        request,
-        "resource_edit.html",
-        drafts=drafts,
-        values=values,
-        model=model,
-        resource=None,
-        trial=drafts.declared_inputs(values),
-        fallbacks=drafts.fallbacks_in(values),
-        review=review,
-        unfinished=unfinished,
-    )
+    model = await _model_if_any(session, values[f"{drafts.CONFIG}.model_id"])
+    return await _editor(request, session, values, model=model)
 
 
 @router.post(PATH + "/test")
@@ -224,11 +220,12 @@ async def _saved(request: Request, session: Session, form: Form, resource: Resou
     """Goes on with what the button said. What is saved is saved, also where it cannot be published."""
     here = f"{PATH}/{resource.id}"
     if form["then"] == "look":
-        return go_to(request, f"{here}/as-buyer", say=said)
+        return go_to(request, f"{here}/as-buyer", say=said, back=f"{here}/edit")
     if form["then"] == "publish":
         try:
             await session.api.send("POST", f"{_API}/{resource.id}/publish", Resource)
         except ApiError as error:
             return go_to(request, f"{here}/edit", say=f"It is saved, and not published: {error.problem.detail}")
-        return go_to(request, here, say=f"{resource.name} is published: everybody can run it now.")
+        said = f"{resource.name} is published: everybody can run it now."
+        return go_to(request, here, say=said, back=f"{here}/edit")
     return go_to(request, f"{here}/edit", say=said)

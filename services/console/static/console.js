@@ -22,6 +22,8 @@ export async function ask(url, options = {}) {
     else if (target === "reload") location.reload();
     else if (target) {
       leaving = options.saves;
+      const back = answer.headers.get("X-Back");
+      if (back) history.replaceState(null, "", back);
       location.assign(target);
     }
     return answer;
@@ -53,6 +55,11 @@ function unsaved() {
 
 addEventListener("beforeunload", (event) => {
   if (!leaving && unsaved()) event.preventDefault();
+});
+
+// What was saved here is out of date when a browser has kept the page as it was.
+addEventListener("pageshow", (event) => {
+  if (event.persisted && leaving) location.reload();
 });
 
 /** Elements out of HTML that our server sent. */

@@ -1,7 +1,7 @@
 // The form of a resource: variables of the prompt become inputs, a dialog picks models, and price and test fields follow what is
 // typed. Everything that is shown comes from the server; here is only what cannot wait for it.
 
-import { ask, clearProblems, parsed, swap } from "./console.js";
+import { ask, clearProblems, parsed, say, swap } from "./console.js";
 
 const QUIET_MS = 350;
 // The same names as in contracts/templates.py.
@@ -91,6 +91,19 @@ function number() {
   document.getElementById("no-rows").hidden = rows.children.length > 0;
 }
 
+/** Puts a row before its neighbour or behind it; whoever moved it stays at the button. */
+function move(row, step, button) {
+  const neighbour = step < 0 ? row.previousElementSibling : row.nextElementSibling;
+  if (!neighbour) return;
+  if (step < 0) neighbour.before(row);
+  else neighbour.after(row);
+  number();
+  button.focus();
+  const at = [...rows.children].indexOf(row) + 1;
+  document.getElementById("rows-said").textContent = `Input ${nameOf(row).value}: now number ${at} of ${rows.children.length}.`;
+  follow();
+}
+
 function addRow(name) {
   const row = document.getElementById("row").content.firstElementChild.cloneNode(true);
   nameOf(row).value = name;
@@ -103,7 +116,7 @@ function addRow(name) {
 function label(row) {
   const name = nameOf(row).value.trim();
   row.querySelector("[data-row-name]").textContent = name || "without a name";
-  row.querySelector("[data-remove-row] .unseen").textContent = ` input ${name}`;
+  for (const said of row.querySelectorAll("[data-of-row]")) said.textContent = ` input ${name}`;
   row.dataset.type = typeOf(row).value;
 }
 
@@ -160,6 +173,8 @@ draft.addEventListener("click", (event) => {
     number();
     document.querySelector("[data-add-row]").focus();
     follow();
+  } else if (button.matches("[data-move-row]")) {
+    move(row, Number(button.dataset.moveRow), button);
   } else if (button.matches("[data-insert-row]")) {
     const area = draft.elements.namedItem("openrouter_config.prompt_template");
     area.setRangeText(`{{${nameOf(row).value.trim()}}}`, area.selectionStart, area.selectionEnd, "end");
@@ -177,6 +192,29 @@ draft.addEventListener("click", (event) => {
 test.addEventListener("submit", () => clearProblems(draft), { capture: true });
 test.addEventListener("formdata", (event) => {
   for (const [name, value] of new FormData(draft)) event.formData.append(name, value);
+});
+
+// The answer of a test can be what buyers see as the example.
+const answer = document.querySelector("[data-run-panel]");
+const example = document.getElementById("as-example");
+const answered = () => answer.querySelector("[data-run-output] > .run-text")?.textContent ?? "";
+answer.addEventListener("run-ended", () => (example.hidden = !answered()));
+test.addEventListener("submit", () => (example.hidden = true));
+example.addEventListener("click", () => {
+  const field = draft.elements.namedItem("example_output");
+  field.value = answered();
+  field.scrollIntoView({ block: "center" });
+  field.focus();
+});
+
+// A key that was connected in another tab meanwhile.
+document.addEventListener("visibilitychange", async () => {
+  const missing = document.getElementById("no-key");
+  if (!missing || document.hidden) return;
+  const page = await fetch(location.href).catch(() => null);
+  if (!page?.ok || page.redirected || parsed(await page.text()).getElementById("no-key")) return;
+  missing.remove();
+  say("Your key is connected: now you can test.");
 });
 
 // Models ----------------------------------------------------------------------------------------------------------------
