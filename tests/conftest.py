@@ -19,7 +19,7 @@ from deploy.local.ports import free_port
 from deploy.local.postgres import Postgres
 from deploy.local.stack import PUBLISHER, Stack
 from tests.browser.browsing import LEFT_OUT, chromium
-from tests.stack import AS_FAST_AS_CAN_BE, Database, clone_of
+from tests.stack import AS_FAST_AS_CAN_BE, ROOT, Database, clone_of
 
 # The machines that tests run on are busy: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile(
@@ -28,6 +28,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("shared-machine")
 
 StackFactory = Callable[..., AbstractAsyncContextManager[Stack]]
+LONGEST_FIRST = ("e2e", "browser", "integration", "contract", "unit")
 NATS_USERS = (*SERVICES, PUBLISHER, "other", OBSERVER)
 
 
@@ -136,6 +137,11 @@ async def stack(stack_factory: StackFactory) -> AsyncIterator[Stack]:
     sandbox = {"SANDBOX_FIRST_TOKEN_MS": "20", "SANDBOX_TOKENS_PER_S": "1000"}
     async with stack_factory(executors=2, gateways=2, settings={"sandbox": sandbox}) as running:
         yield running
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files that take longest first, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.relative_to(ROOT / "tests").parts[0]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
