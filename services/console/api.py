@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
-import httpx
+import httpx2
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,9 +20,9 @@ from contracts.base import Contract
 from contracts.errors import ErrorBody, ErrorCode, FieldProblem
 from services.runtime.bus import traceparent
 
-_TIMEOUT = httpx.Timeout(30, connect=5)
-_NO_READ_TIMEOUT = httpx.Timeout(30, connect=5, read=60)
-_UPLOAD_TIMEOUT = httpx.Timeout(150, connect=5)
+_TIMEOUT = httpx2.Timeout(30, connect=5)
+_NO_READ_TIMEOUT = httpx2.Timeout(30, connect=5, read=60)
+_UPLOAD_TIMEOUT = httpx2.Timeout(150, connect=5)
 _PROBLEM = "application/problem+json"
 _LAST_EVENTS = frozenset({"completed", "failed"})
 
@@ -101,8 +101,8 @@ class Gateway:
     """The connection to the gateways, one for the whole process. `as_user` gives what pages work with."""
 
     def __init__(self, url: str) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-        self._http = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT, limits=limits, follow_redirects=False)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
+        self._http = httpx2.AsyncClient(base_url=url, timeout=_TIMEOUT, limits=limits, follow_redirects=False)
 
     def as_user(self, token: str | None) -> Api:
         """The interface as the bearer of this token sees it; without one only what is public."""
@@ -119,7 +119,7 @@ class Gateway:
 class Api:
     """Requests of one user. Every method raises `ApiError`."""
 
-    def __init__(self, http: httpx.AsyncClient, token: str | None) -> None:
+    def __init__(self, http: httpx2.AsyncClient, token: str | None) -> None:
         self._http = http
         self._token = token
 
@@ -178,7 +178,7 @@ class Api:
                     raise
 
     @asynccontextmanager
-    async def follow(self, path: str, *, after: int | None = None) -> AsyncIterator[httpx.Response]:
+    async def follow(self, path: str, *, after: int | None = None) -> AsyncIterator[httpx2.Response]:
         """The open response of the events of a run or a workflow, to be passed on to a browser as it comes."""
         headers = self._headers({} if after is None else {"Last-Event-ID": str(after)})
         async with self._stream("GET", path, headers=headers) as response:
@@ -190,24 +190,24 @@ class Api:
         response = await self._answered("POST", "/media", content=content, headers=headers, timeout=_UPLOAD_TIMEOUT)
         return _read(response, answer)
 
-    async def _answered(self, method: str, path: str, **request: Any) -> httpx.Response:
+    async def _answered(self, method: str, path: str, **request: Any) -> httpx2.Response:
         try:
             response = await self._http.request(method, path, **request)
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             raise ApiError(UNREACHABLE) from None
         if response.is_error:
             raise ApiError(_problem(response))
         return response
 
     @asynccontextmanager
-    async def _stream(self, method: str, path: str, **request: Any) -> AsyncIterator[httpx.Response]:
+    async def _stream(self, method: str, path: str, **request: Any) -> AsyncIterator[httpx2.Response]:
         try:
             async with self._http.stream(method, path, timeout=_NO_READ_TIMEOUT, **request) as response:
                 if response.is_error:
                     await response.aread()
                     raise ApiError(_problem(response))
                 yield response
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             raise ApiError(UNREACHABLE) from None
 
     def _headers(self, more: Mapping[str, str] | None) -> dict[str, str]:
@@ -234,14 +234,14 @@ def _given(params: Params | None) -> dict[str, str]:
     }
 
 
-def _read(response: httpx.Response, answer: type[Answer]) -> Answer:
+def _read(response: httpx2.Response, answer: type[Answer]) -> Answer:
     try:
         return answer.model_validate_json(response.content)
     except ValidationError:
         raise ApiError(UNREADABLE) from None
 
 
-def _problem(response: httpx.Response) -> Problem:
+def _problem(response: httpx2.Response) -> Problem:
     if response.headers.get("content-type", "").startswith(_PROBLEM):
         try:
             return Problem.model_validate_json(response.content)
@@ -250,7 +250,7 @@ def _problem(response: httpx.Response) -> Problem:
     return UNREACHABLE if response.is_server_error else UNREADABLE
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[Event]:
+async def _events(response: httpx2.Response) -> AsyncIterator[Event]:
     seq, kind, data = 0, "message", ""
     async for line in response.aiter_lines():
         name, _, value = line.partition(":")

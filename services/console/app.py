@@ -19,8 +19,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from contracts.errors import ErrorCode
 from services.console.api import ApiError, Gateway, Problem
+from services.console.attempts import Attempts
+from services.console.cookies import Cookie
+from services.console.oidc import Provider
 from services.console.pages import PAGES
-from services.console.session import Console, Cookie, SignInNeededError, console_of
+from services.console.session import Console, SignInNeededError, console_of
 from services.console.views import STATIC, asks_for_part, problem_view, sign_in_path, static_file
 from services.runtime.health import Health
 
@@ -133,13 +136,18 @@ async def _broken(request: Request, _error: Exception) -> Response:
     return await problem_view(request, _BROKEN)
 
 
-def create_app(gateway: Gateway, *, health: Health, public_url: str, gateway_public_url: str) -> ASGIApp:
+def create_app(
+    gateway: Gateway, *, provider: Provider | None, health: Health, public_url: str, gateway_public_url: str
+) -> ASGIApp:
     """The pages over the HTTP interface behind `gateway`; nothing is opened here."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     entries = [page.ENTRY for page in PAGES if hasattr(page, "ENTRY")]
+    cookie = Cookie(public_url)
     app.state.console = Console(
         gateway,
-        Cookie(public_url),
+        cookie,
+        Attempts(cookie),
+        provider,
         public_url.rstrip("/"),
         gateway_public_url.rstrip("/"),
         tuple(sorted(entries, key=lambda entry: entry.place)),

@@ -6,22 +6,21 @@ answers anybody. It is the gateway that checks the token, at every request; what
 
 from __future__ import annotations
 
-import base64
 import time
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
-import orjson
 from fastapi import Depends
 from starlette.requests import Request
-from starlette.responses import Response
 
 from services.console.api import Api, Gateway
+from services.console.attempts import Attempts
+from services.console.cookies import Cookie, claims_of
 from services.console.navigation import Entry
+from services.console.oidc import Provider
 
-MAX_TOKEN_CHARS = 3800
-"""Browsers keep cookies of up to 4096 bytes."""
+# It may have to stand in a cookie, beside what a sign-in needs.
+_MAX_TARGET_BYTES = 2000
 
 
 class SignInNeededError(Exception):
@@ -30,9 +29,10 @@ class SignInNeededError(Exception):
 
 @dataclass(frozen=True)
 class Session:
-    """One signed-in user."""
+    """One signed-in user: the id, and the name to greet by, which is the id where the token has none."""
 
     user: str
+    name: str
     api: Api
 
 
@@ -42,6 +42,8 @@ class Console:
 
     gateway: Gateway
     cookie: Cookie
+    attempts: Attempts
+    provider: Provider | None
     public_url: str
     gateway_public_url: str
     menu: tuple[Entry, ...]
@@ -53,40 +55,6 @@ def console_of(request: Request) -> Console:
     return console
 
 
-class Cookie:
-    """The cookie of one console. Cookies ignore ports, so a console on this machine has its port in the name."""
-
-    def __init__(self, public_url: str) -> None:
-        parts = urlsplit(public_url)
-        self._secure = parts.scheme == "https"
-        self.name = "__Host-x402jobs" if self._secure else f"x402jobs-{parts.port or 80}"
-
-    def put(self, response: Response, token: str) -> None:
-        """Signs in: from now on the browser sends it, until the token ends."""
-        response.set_cookie(
-            self.name,
-            token,
-            max_age=max(1, int(claims_of(token).get("exp", 0) - time.time())),
-            httponly=True,
-            samesite="lax",
-            secure=self._secure,
-        )
-
-    def drop(self, response: Response) -> None:
-        """Signs out."""
-        response.delete_cookie(self.name, httponly=True, samesite="lax", secure=self._secure)
-
-
-def claims_of(token: str) -> dict[str, Any]:
-    """What a token says, unchecked; nothing where it is no JWT."""
-    try:
-        payload = token.split(".")[1]
-        claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        return claims if isinstance(claims, dict) and isinstance(claims.get("exp", 0), int | float) else {}
-    except (IndexError, ValueError):
-        return {}
-
-
 def session_in(request: Request) -> Session | None:
     """The user of a request, if there is one."""
     console = console_of(request)
@@ -96,7 +64,13 @@ def session_in(request: Request) -> Session | None:
     claims = claims_of(token)
     if not claims or claims.get("exp", 0) <= time.time():
         return None
-    return Session(str(claims.get("sub", "")), console.gateway.as_user(token))
+    user = str(claims.get("sub", ""))
+    return Session(user, _name_in(claims) or user, console.gateway.as_user(token))
+
+
+def _name_in(claims: dict[str, Any]) -> str | None:
+    names = (claims.get(claim) for claim in ("email", "preferred_username", "name"))
+    return next((name for name in names if isinstance(name, str) and name), None)
 
 
 async def _signed_in(request: Request) -> Session:
@@ -110,8 +84,15 @@ SignedIn = Annotated[Session, Depends(_signed_in)]
 """A parameter of a page that only signed-in users see; everybody else is sent to sign in, and comes back."""
 
 
+def goes_by_provider(request: Request) -> bool:
+    """Whether whoever asks signed in by the provider before, and can be sent there: only where a page is opened."""
+    console = console_of(request)
+    opens = request.headers.get("sec-fetch-mode", "navigate") == "navigate"
+    return opens and console.provider is not None and console.attempts.marked(request)
+
+
 def local_path(target: str | None) -> str:
     """Where to go after signing in: a path of this console and nothing else."""
     if not target or not target.startswith("/") or target.startswith(("//", "/\\")) or any(c < " " for c in target):
         return "/"
-    return target
+    return target if len(target.encode()) <= _MAX_TARGET_BYTES else "/"

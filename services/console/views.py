@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from contracts.keys import KeyStatus
 from services.console import charts, inputs, text
 from services.console.api import ApiError, Problem
-from services.console.session import Session, console_of, session_in
+from services.console.session import Session, console_of, goes_by_provider, session_in
 
 _HERE = Path(__file__).parent
 _FLASH = "x402jobs-said"
@@ -115,9 +115,10 @@ def run_started(request: Request, path: str, execution_id: str) -> Response:
 
 
 def sign_in_path(request: Request) -> str:
-    """Where to sign in and come back from."""
+    """Where to sign in and come back from; at the provider itself for who came by it before."""
     here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    return f"/sign-in?{urlencode({'next': here})}"
+    page = "/sign-in/provider" if goes_by_provider(request) else "/sign-in"
+    return f"{page}?{urlencode({'next': here})}"
 
 
 async def problem_view(request: Request, problem: Problem) -> Response:

@@ -174,5 +174,10 @@ class Verifier:
                 "The token's sub is not usable as a user id: 1 to 200 characters, no spaces, no slashes."
             ) from None
         metadata = claims.get("app_metadata")
-        roles = [claims.get("role"), metadata.get("role") if isinstance(metadata, dict) else None]
+        roles = [*_roles(claims), *(_roles(metadata) if isinstance(metadata, dict) else [])]
         return Identity(user, admin=self._admin_role in roles)
+
+
+def _roles(claims: dict[str, Any]) -> list[Any]:
+    role = claims.get("role")
+    return role if isinstance(role, list) else [role]

@@ -63,18 +63,21 @@ async def visiting(
     width: int = WIDE,
     theme: str = "light",
     expected: tuple[str, ...] = (),
+    console_url: str | None = None,
+    also: tuple[str, ...] = (),
 ) -> AsyncIterator[Page]:
     """A browser of its own with one page, signed in by the link when `user` is given.
 
-    `expected` are beginnings of error lines that the test provokes; a refused form is always one.
+    `expected` are beginnings of error lines that the test provokes; a refused form is always one. `console_url` is another
+    console than the stack's, `also` where pages may lead besides ours.
     """
     context = await browser.new_context(
-        base_url=stack.console_url,
+        base_url=console_url or stack.console_url,
         viewport={"width": width, "height": 900},
         color_scheme="dark" if theme == "dark" else "light",
     )
     context.set_default_timeout(PATIENCE_MS)
-    trouble = watched(context, stack)
+    trouble = watched(context, stack, *([console_url] if console_url else []), *also)
     try:
         page = await context.new_page()
         if user is not None:
@@ -86,10 +89,10 @@ async def visiting(
         await context.close()
 
 
-def watched(context: BrowserContext, stack: Stack) -> list[str]:
+def watched(context: BrowserContext, stack: Stack, *also: str) -> list[str]:
     """A list that fills with what goes wrong in any page of this browser: errors, and requests to anywhere else."""
     trouble: list[str] = []
-    ours = (stack.console_url, *stack.gateway_urls, "data:", "blob:", "chrome-error:")
+    ours = (stack.console_url, *stack.gateway_urls, *also, "data:", "blob:", "chrome-error:")
 
     def hear(message: ConsoleMessage) -> None:
         if message.type == "error":

@@ -49,12 +49,21 @@ async def test_good_token_is_its_user() -> None:
     assert (identity.user, identity.admin) == ("alice", False)
 
 
-@pytest.mark.parametrize("role", [{"role": "admin"}, {"app_metadata": {"role": "admin"}}])
+@pytest.mark.parametrize("role", [{"role": "admin"}, {"role": ["user", "admin"]}, {"app_metadata": {"role": "admin"}}])
 async def test_admin_role_makes_an_admin(role: dict[str, Any]) -> None:
     assert (await with_secret().identify(f"bearer {token(**role)}")).admin
 
 
-@pytest.mark.parametrize("role", [{"role": "user"}, {"app_metadata": "admin"}, {"user_metadata": {"role": "admin"}}])
+@pytest.mark.parametrize(
+    "role",
+    [
+        {"role": "user"},
+        {"role": ["administrators"]},
+        {"role": {"admin": 1}},
+        {"app_metadata": "admin"},
+        {"user_metadata": {"role": "admin"}},
+    ],
+)
 async def test_other_roles_do_not(role: dict[str, Any]) -> None:
     assert not (await with_secret().identify(f"Bearer {token(**role)}")).admin
 
