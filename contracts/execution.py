@@ -289,6 +289,15 @@ class Receipt(Contract):
     finished_at: Utc
 
 
+class ReceiptRevision(Contract):
+    """What one revision of a receipt said of the money; in nothing else they differ."""
+
+    revision: int
+    reason: RevisionReason
+    cost: Cost
+    written_at: Utc
+
+
 class CallerReceipt(Contract):
     """What a caller who is not the creator gets of a receipt."""
 
@@ -335,7 +344,11 @@ class ExecutionView(Contract):
     error: ErrorBody | None = None
     output_expired: bool = Field(default=False, description="The output was deleted; the receipt stays.")
     cost: Cost | PriceOnly | None = None
-    receipt: Receipt | None = Field(default=None, description="For the creator.")
+    receipt: Receipt | None = Field(default=None, description="For the creator: its latest revision.")
+    revisions: list[ReceiptRevision] = Field(
+        default=[],
+        description="For the creator of one run that is asked for: every revision of `receipt`, the first one first.",
+    )
 
 
 class ListExecutions(Contract):

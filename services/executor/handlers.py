@@ -83,11 +83,11 @@ class Handlers:
         return await self._jobs.enqueue(request)
 
     async def get(self, request: GetExecution) -> ExecutionView:
-        found = await self._store.get_with_receipt(request.execution_id)
+        found = await self._store.get_with_receipts(request.execution_id)
         if found is None:
             raise no_such_run()
-        row, receipt = found
-        return view_of(row, request.caller, self._results, receipt, whole=True)
+        row, receipts = found
+        return view_of(row, request.caller, self._results, receipts, whole=True)
 
     async def get_as(self, request: GetOwnExecution) -> ExecutionView:
         return await self.get(GetExecution(execution_id=request.execution_id, caller=_publisher()))
@@ -106,7 +106,7 @@ class Handlers:
         )
         shown = rows[: request.limit]
         return ExecutionPage(
-            items=[view_of(row, request.caller, self._results, None, whole=False) for row in shown],
+            items=[view_of(row, request.caller, self._results, [], whole=False) for row in shown],
             next_cursor=str(shown[-1].id) if len(rows) > request.limit else None,
         )
 
@@ -117,7 +117,7 @@ class Handlers:
             # It may be waiting for a slot somewhere: whoever admits it for this caller ends it at once.
             await self._announce_cancel(request.execution_id, request.caller)
             raise no_such_run()
-        view_of(row, request.caller, self._results, None, whole=False)  # only its caller and its creator may
+        view_of(row, request.caller, self._results, [], whole=False)  # only its caller and its creator may
         await self.stop(row)
         for _ in range(round(_CANCEL_WAIT_S / _CANCEL_LOOK_S)):
             row = await self._row(request)

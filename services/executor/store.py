@@ -455,17 +455,18 @@ class Store:
     async def attempts(self, execution_id: UUID) -> list[AttemptRow]:
         return await self._attempts(self._pool, execution_id)
 
-    async def get_with_receipt(self, execution_id: UUID) -> tuple[Execution, dict[str, Any] | None] | None:
-        """The row and the latest revision of its receipt, as they stood at one moment."""
+    async def get_with_receipts(self, execution_id: UUID) -> tuple[Execution, list[dict[str, Any]]] | None:
+        """The row and every revision of its receipt with its `written_at`, as they stood at one moment."""
         async with unavailable_when_down():
             record = await self._pool.fetchrow(
                 f"""SELECT {_EXECUTION_COLUMNS}, (
-                        SELECT r.body FROM executor.receipts r WHERE r.execution_id = e.id ORDER BY r.revision DESC LIMIT 1
-                    ) AS receipt
+                        SELECT jsonb_agg(r.body || jsonb_build_object('written_at', r.created_at) ORDER BY r.revision)
+                        FROM executor.receipts r WHERE r.execution_id = e.id
+                    ) AS receipts
                     FROM executor.executions e WHERE id = $1""",
                 execution_id,
             )
-        return None if record is None else (_execution(record), record["receipt"])
+        return None if record is None else (_execution(record), record["receipts"] or [])
 
     async def page(
         self,

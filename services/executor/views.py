@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from contracts.errors import ErrorBody, ErrorCode, ServiceError, invalid
-from contracts.execution import TERMINAL_STATUSES, Caller, ExecutionView, PriceOnly, Receipt
+from contracts.execution import TERMINAL_STATUSES, Caller, ExecutionView, PriceOnly, Receipt, ReceiptRevision
 from services.executor.access import error_for_caller, is_creator
 from services.executor.endings import for_caller
 from services.executor.results import Results, cost_of_row
@@ -30,9 +31,12 @@ def is_caller(row: Execution, caller: Caller) -> bool:
 
 
 def view_of(
-    row: Execution, caller: Caller, results: Results, receipt: dict[str, Any] | None, *, whole: bool
+    row: Execution, caller: Caller, results: Results, receipts: Sequence[dict[str, Any]], *, whole: bool
 ) -> ExecutionView:
-    """Raises NOT_FOUND for whoever is neither caller nor creator. `whole` opens the result; a list leaves it out."""
+    """`receipts` are the revisions, the latest last. `whole` opens the result; a list leaves it out.
+
+    Raises NOT_FOUND for whoever is neither caller nor creator.
+    """
     creator, own = is_creator(row.owner, caller), is_caller(row, caller)
     if not (creator or own):
         raise no_such_run()
@@ -57,5 +61,6 @@ def view_of(
         error=error_for_caller(error, row.owner, caller) if error is not None else None,
         output_expired=own and whole and row.status in ("succeeded", "canceled") and result is None,
         cost=cost if creator or cost is None else PriceOnly(price_usd=cost.price_usd),
-        receipt=Receipt.model_validate(receipt) if creator and receipt is not None else None,
+        receipt=Receipt.model_validate(receipts[-1]) if creator and receipts else None,
+        revisions=[ReceiptRevision.model_validate(receipt) for receipt in receipts] if creator else [],
     )

@@ -368,6 +368,7 @@ EXECUTION: dict[str, Any] = {
     "output_expired": False,
     "cost": {"price_usd": "0.01"},
     "receipt": None,
+    "revisions": [],
 }
 
 EXECUTION_PAGE: dict[str, Any] = {"items": [EXECUTION], "next_cursor": None}

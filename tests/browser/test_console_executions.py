@@ -109,7 +109,9 @@ async def test_a_run_goes_on_live_survives_a_reload_and_is_stopped(browser: Brow
         await dialog.get_by_role("button", name="Stop it").click()
         await expect(page.locator("[data-run-ended]")).to_contain_text("Stopped")
         await expect(page.get_by_role("region", name="How it went")).to_contain_text("stopped")
-        await expect(page.get_by_role("region", name="Receipt")).to_be_visible()
+        await expect(page.get_by_role("region", name="Receipt")).to_contain_text("revision 2")
+        changed = page.get_by_role("list", name="What changed on the receipt")
+        await expect(changed).to_have_text(re.compile(r"Cost looked up just now: was not known yet, is \$0\.0\d+\."))
         assert (await person.execution(run))["status"] == "canceled"
         await picture(page, "execution-stopped-light-wide")
 
@@ -142,7 +144,7 @@ async def test_a_failed_run_says_what_to_do(browser: Browser, console_stack: Sta
 
 async def test_a_workflow_is_started_followed_and_stopped(browser: Browser, console_stack: Stack) -> None:
     async with connected(console_stack, "weaver") as person, visiting(browser, console_stack, person.name) as page:
-        echo = await person.publish(name="Parrot")
+        long = await person.publish(name="Talker", model="sandbox/long")
         drip = await person.publish(name="Dripping", model="sandbox/drip")
         await page.goto("/workflows")
         await page.get_by_role("link", name="Start a workflow").first.click()
@@ -152,7 +154,7 @@ async def test_a_workflow_is_started_followed_and_stopped(browser: Browser, cons
         await page.get_by_role("button", name="Start it").click()
         await expect(page.locator("#definition-error")).to_contain_text("line 1")
         await expect(field).to_have_value('{"steps": [')
-        steps = [step("draft", echo["id"], "rain"), step("answer", "no/where", "{{steps.draft.text}}")]
+        steps = [step("draft", long["id"], "rain"), step("answer", "no/where", "{{steps.draft.text}}")]
         await field.fill(json.dumps({"steps": steps}))
         await page.get_by_role("button", name="Start it").click()
         await expect(page.get_by_role("alert")).to_contain_text("The step `answer`: There is no such resource")
@@ -161,11 +163,19 @@ async def test_a_workflow_is_started_followed_and_stopped(browser: Browser, cons
         await page.get_by_role("button", name="Start it").click()
 
         draft, answer = page.get_by_role("listitem", name="draft"), page.get_by_role("listitem", name="answer")
+        live = draft.locator("[data-run-live] .run-text")
+        for _ in range(2):
+            await expect(live).not_to_be_empty()
+            before = await live.inner_text()
+            await expect(live).not_to_have_text(before)
+            await picture(page, "workflow-running-light-wide")
+            await page.reload()
+        await expect(live).not_to_be_empty()
         await expect(draft.get_by_text(STATE).first).to_have_text("done")
+        # Who has read along reads on: nothing folds away at the end.
+        await expect(draft.locator("details .run-text")).to_be_visible()
         await expect(answer.get_by_text(STATE).first).to_have_text("running")
-        await draft.get_by_text("What it said").click()
-        await expect(draft.locator(".run-text")).to_have_text("rain")
-        await picture(page, "workflow-running-light-wide")
+        await expect(answer.locator("[data-run-live] .run-text")).not_to_be_empty()
         await page.get_by_role("button", name="Stop the workflow").click()
         await page.get_by_role("dialog").get_by_role("button", name="Stop it").click()
         await expect(answer.get_by_text(STATE).first).to_have_text("stopped")

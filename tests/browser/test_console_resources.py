@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from uuid import uuid4
 
 from playwright.async_api import Browser, Dialog, Locator, Page, expect
 
 from deploy.local.stack import Stack
 from tests.browser.browsing import NARROW, accessible, fits, picture, visiting
-from tests.e2e.client import connected
+from tests.e2e.client import connected, signed_in
 
 MODEL = "openai/gpt-4o-mini"
 PROMPT = "openrouter_config.prompt_template"
@@ -291,6 +292,61 @@ async def test_the_list_publishes_and_pauses(browser: Browser, console_stack: St
         await expect(page.get_by_role("status").filter(has_text="One is paused.")).to_be_visible()
         await page.get_by_role("link", name="Drafts").click()
         await expect(page.get_by_text("None of them")).to_be_visible()
+        await page.goto("/resources")
+        await row.get_by_role("button", name="Delete One").click()
+        await expect(page.get_by_role("dialog")).to_contain_text("receipts of all its runs stay")
+        await page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        await row.get_by_role("button", name="Delete One").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+        await expect(page.get_by_text("Your first resource")).to_be_visible()
+        assert (await person.get("/api/resources"))["items"] == []
+
+
+async def test_a_copy_is_a_resource_of_its_own(browser: Browser, console_stack: Stack) -> None:
+    async with connected(console_stack, "copier") as person, visiting(browser, console_stack, person.name) as page:
+        original = await person.create(**{**EVERYTHING, "config": dict(EVERYTHING["config"])})
+        await page.goto(f"/resources/{original['id']}")
+        await page.get_by_role("link", name="Duplicate").click()
+        await expect(field(page, "name")).to_have_value("Echo (copy)")
+        names = page.locator('[data-input-row] [name$=".name"]')
+        up = page.get_by_role("button", name="Up input tone")
+        await up.click()
+        await expect(up).to_be_focused()
+        await up.click()
+        await page.get_by_role("button", name="Down input text").click()
+        order = ["tone", "text", "count", "loud", "photo"]
+        assert [await each.input_value() for each in await names.all()] == order
+        await saved_by(page, "Save as a draft")
+        (copy,) = [one for one in (await person.get("/api/resources"))["items"] if one["id"] != original["id"]]
+        assert (copy["slug"], copy["pricing"], copy["openrouter_config"]) == (
+            "echo-copy", original["pricing"], original["openrouter_config"],
+        )  # fmt: skip
+        assert [each["name"] for each in copy["inputs"]] == order
+
+
+async def test_a_key_that_is_connected_beside_it_is_noticed(browser: Browser, console_stack: Stack) -> None:
+    async with (
+        signed_in(console_stack, "newcomer") as person,
+        visiting(browser, console_stack, person.name) as page,
+    ):
+        await opened(page)
+        await write(page, PROMPT, "Write about {{topic}}.")
+        await page.locator('#trial [name="input.topic"]').fill("rain")
+        await page.get_by_role("button", name="Test it").click()
+        await expect(page.locator("#test, [data-run-ended]").get_by_role("alert")).to_contain_text("key")
+        async with page.context.expect_page() as coming:
+            await page.get_by_role("link", name=re.compile("connect a key")).click()
+        settings = await coming.value
+        await settings.get_by_label("API key").fill(f"sk-or-test-{uuid4().int}")
+        await settings.get_by_role("button", name="Connect the key").click()
+        await expect(settings.get_by_role("heading", name="Connected")).to_be_visible()
+        await settings.close()
+        # A browser without a window never says that a tab has come to the front.
+        await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        await expect(page.get_by_text("No OpenRouter key is connected")).to_have_count(0)
+        await expect(field(page, PROMPT)).to_have_value("Write about {{topic}}.")
+        await page.get_by_role("button", name="Test it").click()
+        await expect(page.locator("[data-run-output]")).to_contain_text("Write about rain.")
 
 
 async def test_the_form_is_fit_for_everybody(browser: Browser, console_stack: Stack) -> None:

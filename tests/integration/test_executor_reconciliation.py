@@ -98,6 +98,9 @@ async def test_cost_that_differs_is_corrected_and_told_and_the_price_stays(
         assert told == second
         view = await house.view(wrong.execution_id, ADA)
         assert (view.cost, view.receipt) == (second.cost, second)
+        said_each = [(each.revision, each.reason, each.cost) for each in view.revisions]
+        assert said_each == [(1, "ended", first.cost), (2, "cost_corrected", second.cost)]
+        assert first.finished_at <= view.revisions[0].written_at < view.revisions[1].written_at
         assert [receipt.reason for receipt in await house.receipts(right.execution_id)] == ["ended"]
         drift = first.cost.model_usd
         assert said == (

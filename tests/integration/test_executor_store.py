@@ -285,12 +285,13 @@ async def test_run_ends_once_when_many_try(store: Store, sql: asyncpg.Connection
     done = await asyncio.gather(*(store.finish(execution_id, token, ending()) for _ in range(8)))
     assert sorted(done) == [False] * 7 + [True]
     assert await count(sql, "receipts") == await count(sql, "outbox") == 1
-    found = await store.get_with_receipt(execution_id)
+    found = await store.get_with_receipts(execution_id)
     assert found is not None
-    row, receipt = found
+    row, [receipt] = found
     assert (row.status, row.price_usd, row.cost_usd) == ("succeeded", Decimal("0.01"), Decimal("0.0000258"))
     [attempt] = await store.attempts(execution_id)
     assert (attempt.generation_id, attempt.cost_usd, attempt.status) == ("gen-1", Decimal("0.0000258"), "succeeded")
+    assert receipt.pop("written_at")
     assert receipt == RECEIPT
 
 

@@ -33,7 +33,7 @@ def ended(status: ExecutionStatus = "succeeded", **changes: Any) -> Execution:
 
 def view(of: Execution, caller: Caller, *, whole: bool = True) -> ExecutionView:
     receipt = receipt_of(ended_row(of, [attempt_row()], "succeeded", None)).model_dump(mode="json")
-    return view_of(of, caller, RESULTS, receipt, whole=whole)
+    return view_of(of, caller, RESULTS, [{**receipt, "written_at": NOON}], whole=whole)
 
 
 def test_caller_sees_output_and_price() -> None:
@@ -41,7 +41,7 @@ def test_caller_sees_output_and_price() -> None:
     assert seen.result is not None
     assert seen.result.text == "words"
     assert seen.cost == seen.result.cost == PriceOnly(price_usd=PRICE)
-    assert seen.receipt is None
+    assert (seen.receipt, seen.revisions) == (None, [])
 
 
 def test_creator_sees_cost_and_receipt_and_no_output() -> None:
@@ -49,6 +49,7 @@ def test_creator_sees_cost_and_receipt_and_no_output() -> None:
     assert (seen.result, seen.output_expired) == (None, False)
     assert seen.cost == Cost(model_usd=COST, markup_usd=PRICE - COST, price_usd=PRICE, status="final")
     assert seen.receipt is not None
+    assert [(each.revision, each.cost) for each in seen.revisions] == [(1, seen.receipt.cost)]
     assert "words" not in seen.model_dump_json()
 
 

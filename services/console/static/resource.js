@@ -214,6 +214,7 @@ document.addEventListener("visibilitychange", async () => {
   const page = await fetch(location.href).catch(() => null);
   if (!page?.ok || page.redirected || parsed(await page.text()).getElementById("no-key")) return;
   missing.remove();
+  clearProblems(test);
   say("Your key is connected: now you can test.");
 });
 

@@ -61,7 +61,7 @@ export function size(bytes) {
 // One run --------------------------------------------------------------------------------------------------------------
 
 /** Shows one run at a time in one panel. */
-class Panel {
+export class Panel {
   constructor(panel) {
     const part = (name) => panel.querySelector(`[data-run-${name}]`);
     this.element = panel;
@@ -70,7 +70,7 @@ class Panel {
     this.ended = part("ended");
     this.stop = part("stop");
     this.nothing = this.state.textContent;
-    this.stop.addEventListener("click", () => this.cancel());
+    this.stop?.addEventListener("click", () => this.cancel());
   }
 
   /** Shows the run with this id from its beginning, or none. */
@@ -105,6 +105,7 @@ class Panel {
   running(on) {
     this.element.classList.toggle("running", on);
     this.output.setAttribute("aria-busy", String(on));
+    if (!this.stop) return;
     this.stop.hidden = !on;
     if (on) this.stop.removeAttribute("aria-busy");
   }

@@ -1,6 +1,7 @@
 // The page of a workflow under way: with every change of a step the state is fetched again, one request at a time.
 
 import { ask, say, swap } from "./console.js";
+import { showLive } from "./steps.js";
 
 const source = (() => {
   const state = document.querySelector("#state[data-events]");
@@ -16,12 +17,13 @@ async function refresh() {
   while (wanted) {
     wanted = false;
     const answer = await ask(location.href, { headers: { "X-Fragment": "state" } }).catch(() => null);
-    if (answer?.ok) swap("state", await answer.text());
+    if (answer?.ok) (swap("state", await answer.text()), showLive());
     else if (answer && !answer.headers.has("X-Location")) say("The latest state could not be loaded; reload the page.");
   }
   fetching = false;
 }
 
+showLive();
 for (const kind of ["step", "snapshot"]) source?.addEventListener(kind, refresh);
 for (const kind of ["completed", "failed"]) {
   source?.addEventListener(kind, () => {
