@@ -162,7 +162,7 @@ class CostPlusPrice(Contract):
     @model_validator(mode="after")
     def _minimum_fits(self) -> CostPlusPrice:
         if self.min_usd is not None and self.min_usd > self.max_usd:
-            raise ValueError("min_usd is above max_usd")
+            raise ValueError("min_usd is above max_usd: lower it, or raise max_usd")
         return self
 
 

@@ -192,10 +192,8 @@ _EXAMPLES: dict[int, ErrorBody] = {
     416: ErrorBody(code=ErrorCode.INVALID, message="The file is shorter than the range that was asked for."),
     422: ErrorBody(
         code=ErrorCode.INVALID,
-        message="The request is not valid. openrouter_config.max_tokens: Input should be greater than or equal to 1",
-        fields=[
-            FieldProblem(path="openrouter_config.max_tokens", message="Input should be greater than or equal to 1")
-        ],
+        message="The request is not valid. openrouter_config.max_tokens: This must be at least 1.",
+        fields=[FieldProblem(path="openrouter_config.max_tokens", message="This must be at least 1.")],
     ),
     429: ErrorBody(
         code=ErrorCode.RATE_LIMITED,

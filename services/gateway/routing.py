@@ -30,10 +30,11 @@ from services.gateway.problems import not_json, problem_response, too_large
 from services.gateway.recipients import Recipients
 from services.gateway.runs import ClientGoneError, Runs
 from services.gateway.uploads import Uploads
-from services.runtime.bus import Bus, encode, message_of
+from services.runtime.bus import Bus, encode
 from services.runtime.edge import CLIENT_GONE, note, pseudonym
 from services.runtime.files import Files
 from services.runtime.health import Health
+from services.runtime.wrong_values import wrong_value
 
 log = structlog.get_logger()
 
@@ -140,7 +141,7 @@ async def read_body(request: Request) -> bytes:
 def invalid_request(errors: Iterable[Mapping[str, Any]]) -> ServiceError:
     """Errors of FastAPI or pydantic as ours: every wrong field by path, nothing of what was sent."""
     fields = [
-        FieldProblem(path=_named(str(part) for part in item["loc"] if part != "body"), message=message_of(item))
+        FieldProblem(path=_named(str(part) for part in item["loc"] if part != "body"), message=wrong_value(item))
         for item in islice(errors, 20)
     ]
     where = f"{fields[0].path}: " if fields[0].path else ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -47,6 +47,7 @@ from contracts.subjects import (
     Stream,
     publisher_of,
 )
+from services.runtime.wrong_values import wrong_value
 
 log = structlog.get_logger()
 
@@ -104,21 +105,13 @@ def parse(model: type[M], data: bytes) -> M:
 def invalid_input(error: ValidationError) -> ServiceError:
     """A pydantic error as ours: every wrong field by path, never what was sent."""
     problems = [
-        FieldProblem(path=".".join(str(part) for part in item["loc"]), message=message_of(item))
-        for item in error.errors(include_input=False, include_context=False, include_url=False)[:20]
+        FieldProblem(path=".".join(str(part) for part in item["loc"]), message=wrong_value(item))
+        for item in error.errors(include_input=False, include_url=False)[:20]
     ]
     first = problems[0]
     where = f"{first.path}: " if first.path else ""
     sentence = f"The request is not valid. {where}{first.message.rstrip('.')}."
     return ServiceError(ErrorCode.INVALID, sentence, fields=problems)
-
-
-def message_of(error: Mapping[str, Any]) -> str:
-    """The sentence of one pydantic error. The one kind that repeats what was sent, a wrong tag, says only what may be sent."""
-    message: str = error["msg"]
-    if error["type"] == "union_tag_invalid":
-        return f"Input should be one of {message.rpartition('expected tags: ')[2]}"
-    return message
 
 
 def encode(message: Any, rpc: Rpc[Any, Any] | None = None) -> bytes:
