@@ -25,6 +25,7 @@ _NO_READ_TIMEOUT = httpx2.Timeout(30, connect=5, read=60)
 _UPLOAD_TIMEOUT = httpx2.Timeout(150, connect=5)
 _PROBLEM = "application/problem+json"
 _LAST_EVENTS = frozenset({"completed", "failed"})
+_MAY_HAVE_BEGUN = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.TIMEOUT, ErrorCode.INTERNAL})
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Params = Mapping[str, Any]
@@ -46,6 +47,8 @@ class Problem(Contract):
     execution_id: str | None = None
     truncated: bool = False
     own: bool = Field(default=True, description="Whether the key that it may be about is that of who reads it.")
+    unanswered: bool = Field(default=False, description="Whether what was sent may have been done all the same.")
+    note: str | None = Field(default=None, description="What it means for who sent this.")
 
 
 def problem_of(error: ErrorBody) -> Problem:
@@ -66,11 +69,22 @@ def problem_of(error: ErrorBody) -> Problem:
 
 UNREACHABLE = Problem(
     title="The service cannot be reached",
-    detail="The console is up and the service behind it does not answer. Nothing was lost; try again shortly.",
+    detail="The console is up, and the service behind it does not answer. Nothing is lost: try again in a moment.",
     code=ErrorCode.UNAVAILABLE,
     status=503,
     retryable=True,
-    retry_after_s=5,
+)
+_NO_ANSWER = "The connection broke before the service had answered."
+UNANSWERED = Problem(
+    title="No answer came",
+    detail=f"{_NO_ANSWER} It may have been done all the same: look before you do it once more. What you typed stays here.",
+    code=ErrorCode.UNAVAILABLE,
+    status=503,
+    unanswered=True,
+)
+_NOTHING_RAN = "Nothing ran, and nothing is charged."
+_PERHAPS_BEGUN = (
+    "Whether the run has begun is not known. Send it once more as it is: it is the same run then, paid for once."
 )
 UNREADABLE = Problem(
     title="Something went wrong on our side",
@@ -154,9 +168,12 @@ class Api:
         """
         headers = self._headers({"Idempotency-Key": key or uuid4().hex})
         wanted = {**body, "stream": True, "on_disconnect": "continue"}
-        async with self._stream("POST", path, headers=headers, content=orjson.dumps(wanted)) as response:
-            async for event in _events(response):
-                return str(event.data["execution_id"])
+        try:
+            async with self._stream("POST", path, headers=headers, content=orjson.dumps(wanted)) as response:
+                async for event in _events(response):
+                    return str(event.data["execution_id"])
+        except ApiError as error:
+            raise ApiError(_of_run(error.problem)) from None
         raise ApiError(UNREADABLE)
 
     async def events(self, execution_id: str, *, after: int | None = None) -> AsyncIterator[Event]:
@@ -193,8 +210,8 @@ class Api:
     async def _answered(self, method: str, path: str, **request: Any) -> httpx2.Response:
         try:
             response = await self._http.request(method, path, **request)
-        except httpx2.HTTPError:
-            raise ApiError(UNREACHABLE) from None
+        except httpx2.HTTPError as error:
+            raise ApiError(_broken(method, error)) from None
         if response.is_error:
             raise ApiError(_problem(response))
         return response
@@ -207,8 +224,8 @@ class Api:
                     await response.aread()
                     raise ApiError(_problem(response))
                 yield response
-        except httpx2.HTTPError:
-            raise ApiError(UNREACHABLE) from None
+        except httpx2.HTTPError as error:
+            raise ApiError(_broken(method, error)) from None
 
     def _headers(self, more: Mapping[str, str] | None) -> dict[str, str]:
         headers = {"Content-Type": "application/json", **(more or {})}
@@ -239,6 +256,20 @@ def _read(response: httpx2.Response, answer: type[Answer]) -> Answer:
         return answer.model_validate_json(response.content)
     except ValidationError:
         raise ApiError(UNREADABLE) from None
+
+
+def _broken(method: str, error: httpx2.HTTPError) -> Problem:
+    """Whether what was sent can have been done: only where there was a connection."""
+    unsent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+    return UNREACHABLE if unsent or method == "GET" else UNANSWERED
+
+
+def _of_run(problem: Problem) -> Problem:
+    """A problem before anything of a run was heard. A service that is away may have begun it."""
+    if problem is UNREACHABLE or problem.code not in _MAY_HAVE_BEGUN:
+        return problem.model_copy(update={"note": _NOTHING_RAN})
+    known = {"detail": _NO_ANSWER} if problem is UNANSWERED else {}
+    return problem.model_copy(update={**known, "unanswered": True, "note": _PERHAPS_BEGUN})
 
 
 def _problem(response: httpx2.Response) -> Problem:

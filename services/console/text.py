@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -99,6 +100,19 @@ def seconds(milliseconds: int | None) -> str:
     if milliseconds is None:
         return UNKNOWN
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def wait(seconds: float) -> str:
+    """How long to wait, rounded up: `1 second`, `45 seconds`, `3 minutes`, `14 hours`."""
+    whole = max(1, math.ceil(seconds))
+    number, name = (
+        (whole, "second")
+        if whole <= 120
+        else (-(-whole // 60), "minute")
+        if whole <= 7200
+        else (-(-whole // 3600), "hour")
+    )
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def day(moment: date) -> str:

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from contracts.errors import ErrorCode
 from contracts.keys import KeyStatus
 from services.console import charts, inputs, text
 from services.console.api import ApiError, Problem
@@ -125,5 +126,8 @@ async def problem_view(request: Request, problem: Problem) -> Response:
     """A problem: in its place when a form or a list was asked for, as a page otherwise."""
     if asks_for_part(request):
         shown = templates().globals["ui"].problem(problem)  # type: ignore[attr-defined]
-        return HTMLResponse(str(shown), problem.status, headers={"X-Problem": problem.code})
-    return await view(request, "problem.html", status=problem.status, problem=problem)
+        headers = {"X-Problem": problem.code, **({"X-Unanswered": "1"} if problem.unanswered else {})}
+        return HTMLResponse(str(shown), problem.status, headers=headers)
+    # Where nothing answers, nobody knows the key either: asking would only make people wait.
+    known = {"key": None} if problem.code is ErrorCode.UNAVAILABLE else {}
+    return await view(request, "problem.html", status=problem.status, problem=problem, **known)

@@ -14,11 +14,9 @@ def is_creator(owner: str, caller: Caller) -> bool:
     return caller.kind == "user" and caller.id == owner
 
 
-_FOR_STRANGERS = {
-    ErrorCode.RATE_LIMITED: "This resource is asked for too often at the moment. Try again later.",
-    ErrorCode.MODEL_UNAVAILABLE: "The model of this resource cannot be used, and only its owner can change that.",
-}
-_NOT_FOR_STRANGERS = (
+_PASSES = "This resource is asked for too often at the moment. Try again later."
+_MODEL_IS_GONE = "The model of this resource cannot be used, and only its owner can change that."
+_FOR_ITS_OWNER = (
     "This resource cannot run at the moment, and only its owner can put that right. "
     "Try again later, or use another one."
 )
@@ -30,7 +28,8 @@ def error_for_caller(error: ErrorBody, owner: str, caller: Caller) -> ErrorBody:
     for_creator = error.action_url is not None or error.code is ErrorCode.KEY_MISSING
     if not for_creator or is_creator(owner, caller):
         return error
-    message = _FOR_STRANGERS.get(error.code, _NOT_FOR_STRANGERS)
+    gone = error.code is ErrorCode.MODEL_UNAVAILABLE
+    message = _PASSES if error.retryable else _MODEL_IS_GONE if gone else _FOR_ITS_OWNER
     return error.model_copy(update={"message": message, "action_url": None})
 
 
@@ -56,5 +55,6 @@ def check_run(resource: ResolvedResource, caller: Caller, request: ExecuteReques
     if request.max_price_usd is not None and (most := highest_price(resource.pricing)) > request.max_price_usd:
         raise ServiceError(
             ErrorCode.CONFLICT,
-            f"A run may cost up to {plain(most)} USD, more than your max_price_usd; raise it to go on.",
+            f"A run may cost up to {plain(most)} USD, more than the {plain(request.max_price_usd)} USD that you agreed to "
+            "(max_price_usd). Look at the price again, and raise that to go on.",
         )

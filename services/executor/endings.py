@@ -202,7 +202,7 @@ def interrupted(execution_id: UUID) -> ErrorBody:
     """What the caller of a run is told whose executor died or was torn down."""
     return ServiceError(
         ErrorCode.UNAVAILABLE,
-        "The run was interrupted on our side; what it cost is being looked up. Try again.",
+        "The run was interrupted on our side, and its caller owes nothing for it. Try again.",
         execution_id=execution_id,
     ).body
 

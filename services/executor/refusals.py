@@ -24,8 +24,8 @@ CREDITS_URL = "https://openrouter.ai/settings/credits"
 PRIVACY_URL = "https://openrouter.ai/settings/privacy"
 
 FREE_TIER = (
-    "The daily or per-minute limit of free models is reached for this OpenRouter account. Wait, or its owner "
-    "can buy credits: ten dollars once lift the daily limit from 50 to 1000 requests."
+    "The daily or per-minute limit of free models is reached for your OpenRouter account. Wait, or buy credits: "
+    "ten dollars once lift the daily limit from 50 to 1000 requests."
 )
 KEY_LIMITED = "OpenRouter limits the requests of the key behind this resource. Try again later."
 PROVIDER_LIMITED = "The provider of this model takes no more requests at the moment. Try again shortly."
@@ -260,7 +260,8 @@ def _refused_request(facts: _Facts) -> Fault:
         return Fault(ErrorCode.INVALID, "OpenRouter could not use an image of the request. Send another one.")
     return Fault(
         ErrorCode.INVALID,
-        "OpenRouter refused the request as invalid. Check the input, and the parameters of the resource.",
+        "OpenRouter refused the request as invalid. Change the input; should every input be refused, the owner of the "
+        "resource must change its parameters.",
     )
 
 
@@ -273,7 +274,7 @@ def _unauthorised(facts: _Facts) -> Fault:
         )
     return Fault(
         ErrorCode.KEY_REJECTED,
-        "OpenRouter does not accept the key behind this resource. Its owner must connect a valid key.",
+        "OpenRouter does not accept your key any more. Connect a valid one, then run it again.",
         action_url=KEYS_URL,
         health="suspect",
     )
@@ -283,8 +284,7 @@ def _unpaid(facts: _Facts) -> Fault:
     if facts.has("in_flight_budget") or facts.limit_source == "openrouter_in_flight_budget":
         return Fault(
             ErrorCode.CREDITS_EXHAUSTED,
-            "Too many runs are reserving OpenRouter credits of this account at once. Try again in a moment, "
-            "or add credits.",
+            "Too many runs are reserving credits of your OpenRouter account at once. Try again in a moment, or add credits.",
             retry=True,
             action_url=CREDITS_URL,
         )
@@ -294,27 +294,24 @@ def _unpaid(facts: _Facts) -> Fault:
         affordable = re.findall(r"can only afford (\d{1,9})", quotes)
         limit = f" to {min(map(int, affordable))} or less" if affordable else ""
         sentence = (
-            "The OpenRouter account behind this resource cannot cover the longest possible answer. "
-            f"Its owner can add credits, or lower max_tokens{limit}."
+            "Your OpenRouter account cannot cover the longest possible answer. "
+            f"Add credits, or lower max_tokens{limit}."
         )
         return Fault(ErrorCode.CREDITS_EXHAUSTED, sentence, action_url=CREDITS_URL)
     if facts.has(r"prompt tokens limit exceeded|weight_exceeds_budget"):
-        sentence = (
-            "The OpenRouter account behind this resource cannot cover a request of this size. "
-            "Send a shorter input, or its owner can add credits."
-        )
+        sentence = "Your OpenRouter account cannot cover a request of this size. Send a shorter input, or add credits."
         return Fault(ErrorCode.CREDITS_EXHAUSTED, sentence, action_url=CREDITS_URL)
     if facts.has(r"at least \$[\d.]+ in balance"):
         sentence = (
-            "OpenRouter asks for a minimum balance before it makes images or video. The owner of this resource "
-            "must add credits, or raise the limit of the key."
+            "OpenRouter asks for a minimum balance before it makes images or video. Add credits, or raise the limit of "
+            "your key."
         )
         return Fault(ErrorCode.CREDITS_EXHAUSTED, sentence, action_url=CREDITS_URL)
     if _is_spending_limit(facts):
         return _key_spent()
     return Fault(
         ErrorCode.CREDITS_EXHAUSTED,
-        "The OpenRouter account behind this resource is out of credits. Its owner can add some at OpenRouter.",
+        "Your OpenRouter account is out of credits. Add some at OpenRouter, then run it again.",
         action_url=CREDITS_URL,
         health="exhausted",
     )
@@ -329,8 +326,7 @@ def _forbidden(facts: _Facts) -> Fault:
     if facts.has(r"management key|provisioning key"):
         return Fault(
             ErrorCode.KEY_REJECTED,
-            "The key behind this resource is a management key, which cannot run models. "
-            "Its owner must connect an ordinary one.",
+            "Your key is a management key, which cannot run models. Connect an ordinary one.",
             action_url=KEYS_URL,
             health="suspect",
         )
@@ -348,7 +344,7 @@ def _is_spending_limit(facts: _Facts) -> bool:
 def _key_spent() -> Fault:
     return Fault(
         ErrorCode.SPEND_LIMIT,
-        "The OpenRouter key behind this resource has reached its own spending limit. Its owner can raise it.",
+        "Your OpenRouter key has reached its own spending limit. Raise it at OpenRouter, then run it again.",
         action_url=KEYS_URL,
         health="exhausted",
     )
@@ -364,8 +360,8 @@ def _model_unavailable(facts: _Facts) -> Fault:
         sentence = "This model cannot be used for chat. The owner of the resource must choose another one."
     elif facts.has("data policy") or code == "privacy_restricted":
         sentence = (
-            "The privacy settings of the OpenRouter account rule out every provider of this model. "
-            "Its owner can change them, or choose another model."
+            "The privacy settings of your OpenRouter account rule out every provider of this model. "
+            "Change them, or choose another model."
         )
         url = PRIVACY_URL
     elif facts.has(r"support (image|audio|video|file|tool)"):

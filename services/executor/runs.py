@@ -99,7 +99,7 @@ class Runner:
         if not self.has_room():
             raise ServiceError(
                 ErrorCode.OVERLOADED,
-                "This instance is full at the moment; try again.",
+                "Too many runs are under way here at the moment; try again.",
                 retry_after_s=1,
                 scope="instance",
             )
@@ -247,7 +247,9 @@ class Runner:
         except Exception as error:
             log.exception("run_failed", error=type(error).__name__)
             return self._partial(run), Fault(
-                ErrorCode.INTERNAL, "Something went wrong on our side while this ran.", billed="maybe"
+                ErrorCode.INTERNAL,
+                "Something went wrong on our side while this ran. Try again; if it lasts, report it.",
+                billed="maybe",
             )
         return answer, answer.fault
 

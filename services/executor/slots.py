@@ -82,7 +82,7 @@ class Slots:
         except TimeoutError:
             raise ServiceError(
                 ErrorCode.OVERLOADED,
-                "All slots of this creator's key are taken at the moment; try again in a few seconds.",
+                "As many runs are under way as this creator allows at once; try again in a few seconds.",
                 retry_after_s=2,
                 scope="key",
             ) from None

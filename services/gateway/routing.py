@@ -230,4 +230,6 @@ def _run_of(body: ErrorBody) -> dict[str, str]:
 
 
 def _our_fault(reference: str) -> ServiceError:
-    return ServiceError(ErrorCode.INTERNAL, f"Something went wrong on our side; it is logged as {reference}.")
+    return ServiceError(
+        ErrorCode.INTERNAL, f"Something went wrong on our side; try again, and if it lasts, report it as {reference}."
+    )

@@ -357,7 +357,8 @@ class Bus:
             reference = uuid4().hex[:12]
             log.exception("handler_failed", rpc=rpc.name, reference=reference, error=type(error).__name__)
             raise ServiceError(
-                ErrorCode.INTERNAL, f"Something went wrong on our side; it is logged as {reference}."
+                ErrorCode.INTERNAL,
+                f"Something went wrong on our side; try again, and if it lasts, report it as {reference}.",
             ) from None
 
     # Events -----------------------------------------------------------------------------------------------------------

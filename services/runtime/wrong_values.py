@@ -62,7 +62,7 @@ PATTERNS: Mapping[str, str] = {
 
 def wrong_value(error: Mapping[str, Any]) -> str:
     """The sentence of one error of pydantic or FastAPI: `{"type": …, "msg": …, "ctx": …}`."""
-    kind, context = error["type"], error.get("ctx", {})
+    kind, context = error["type"], {name: _written(value) for name, value in error.get("ctx", {}).items()}
     if kind == "value_error":
         # Raised by a validator of ours: pydantic sets two words before its sentence.
         said = error["msg"].removeprefix("Value error, ").rstrip(".")
@@ -75,3 +75,8 @@ def wrong_value(error: Mapping[str, Any]) -> str:
         return "Give at least one of these."
     sentence = SENTENCES.get(kind)
     return error["msg"] if sentence is None else sentence.format_map(context)
+
+
+def _written(value: Any) -> Any:
+    """A bound as people write it: 2, not 2.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -138,7 +138,7 @@ async def test_a_failed_run_says_what_to_do(browser: Browser, console_stack: Sta
         await expect(alert.get_by_role("link", name=re.compile("Add credits"))).to_be_visible()
         await expect(page.get_by_role("region", name="List of attempts")).to_contain_text("credits exhausted (402)")
         await expect(page.get_by_role("link", name="Run it again")).to_have_attribute(
-            "href", f"/resources/{poor['id']}/try"
+            "href", f"/resources/{poor['id']}/try?run={refused['execution_id']}"
         )
 
 

@@ -143,7 +143,7 @@ async def test_each_problem_stands_at_its_field(browser: Browser, console_stack:
         await page.get_by_text("How long a run may take").click()
         wrong = {
             "openrouter_config.max_tokens": ("9999999", "16384 tokens"),
-            "openrouter_config.temperature": ("3", "less than or equal to 2"),
+            "openrouter_config.temperature": ("3", "This must be at most 2."),
             "openrouter_config.parameters.top_p": ("much", "Write a number"),
             "openrouter_config.parameters": ("{", "not JSON"),
             "slug": ("Not A Slug", "pattern"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _MEND = "This resource cannot run at the moment, and only its owner can put that right. Try again later, or use another one."
+_PASSES = "This resource is asked for too often at the moment. Try again later."
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ PROVIDER_SLOW = Ending(
 
 BAD_REQUEST = Ending(
     "bad request", "invalid", 422,
-    "OpenRouter refused the request as invalid. Check the input, and the parameters of the resource.",
+    "OpenRouter refused the request as invalid. Change the input; should every input be refused, the owner of the resource "
+    "must change its parameters.",
 )  # fmt: skip
 LONG_INPUT = Ending("long input", "invalid", 422, "The input is too long for this model. Send less, or ask for less.")
 LONG_INPUT_BY = Ending(
@@ -95,41 +97,40 @@ WITHHELD = Ending("withheld", "moderated", 422, "A content filter withheld the a
 
 KEY_REJECTED = Ending(
     "key rejected", "key_rejected", 409,
-    "OpenRouter does not accept the key behind this resource. Its owner must connect a valid key.", stranger=_MEND,
+    "OpenRouter does not accept your key any more. Connect a valid one, then run it again.", stranger=_MEND,
 )  # fmt: skip
 MANAGEMENT_KEY = Ending(
     "management key", "key_rejected", 409,
-    "The key behind this resource is a management key, which cannot run models. Its owner must connect an ordinary one.",
+    "Your key is a management key, which cannot run models. Connect an ordinary one.",
     stranger=_MEND,
 )  # fmt: skip
 NO_CREDITS = Ending(
     "no credits", "credits_exhausted", 409,
-    "The OpenRouter account behind this resource is out of credits. Its owner can add some at OpenRouter.",
+    "Your OpenRouter account is out of credits. Add some at OpenRouter, then run it again.",
     stranger=_MEND,
 )  # fmt: skip
 FEW_CREDITS = Ending(
     "few credits", "credits_exhausted", 409,
-    "The OpenRouter account behind this resource cannot cover the longest possible answer. Its owner can add credits, "
-    "or lower max_tokens to 100 or less.", stranger=_MEND,
+    "Your OpenRouter account cannot cover the longest possible answer. Add credits, or lower max_tokens to 100 or less.",
+    stranger=_MEND,
 )  # fmt: skip
 COSTLY_INPUT = Ending(
     "costly input", "credits_exhausted", 409,
-    "The OpenRouter account behind this resource cannot cover a request of this size. Send a shorter input, or its owner "
-    "can add credits.", stranger=_MEND,
+    "Your OpenRouter account cannot cover a request of this size. Send a shorter input, or add credits.", stranger=_MEND,
 )  # fmt: skip
 CREDITS_IN_USE = Ending(
     "credits in use", "credits_exhausted", 409,
-    "Too many runs are reserving OpenRouter credits of this account at once. Try again in a moment, or add credits.",
-    retryable=True, stranger=_MEND,
+    "Too many runs are reserving credits of your OpenRouter account at once. Try again in a moment, or add credits.",
+    retryable=True, stranger=_PASSES,
 )  # fmt: skip
 LOW_BALANCE = Ending(
     "low balance", "credits_exhausted", 409,
-    "OpenRouter asks for a minimum balance before it makes images or video. The owner of this resource must add credits, "
-    "or raise the limit of the key.", stranger=_MEND,
+    "OpenRouter asks for a minimum balance before it makes images or video. Add credits, or raise the limit of your key.",
+    stranger=_MEND,
 )  # fmt: skip
 KEY_SPENT = Ending(
     "key spent", "spend_limit", 409,
-    "The OpenRouter key behind this resource has reached its own spending limit. Its owner can raise it.",
+    "Your OpenRouter key has reached its own spending limit. Raise it at OpenRouter, then run it again.",
     stranger=_MEND,
 )  # fmt: skip
 
@@ -159,8 +160,8 @@ REGION = Ending(
 )  # fmt: skip
 PRIVACY = Ending(
     "privacy", "model_unavailable", 409,
-    "The privacy settings of the OpenRouter account rule out every provider of this model. Its owner can change them, "
-    "or choose another model.",
+    "The privacy settings of your OpenRouter account rule out every provider of this model. Change them, or choose "
+    "another model.",
     stranger="The model of this resource cannot be used, and only its owner can change that.",
 )  # fmt: skip
 FREE_ENDED = Ending(
@@ -178,7 +179,7 @@ KEY_BUSY = Ending(
 )  # fmt: skip
 FREE_LIMIT = Ending(
     "free limit", "rate_limited", 429,
-    "The daily or per-minute limit of free models is reached for this OpenRouter account. Wait, or its owner can buy "
-    "credits: ten dollars once lift the daily limit from 50 to 1000 requests.", retryable=True,
-    stranger="This resource is asked for too often at the moment. Try again later.",
+    "The daily or per-minute limit of free models is reached for your OpenRouter account. Wait, or buy credits: "
+    "ten dollars once lift the daily limit from 50 to 1000 requests.", retryable=True,
+    stranger=_PASSES,
 )  # fmt: skip

@@ -92,6 +92,7 @@ SAID: list[tuple[Any, Any, str, str]] = [
     (Annotated[int, Field(ge=3)], 2, "greater_than_equal", "This must be at least 3."),
     (Annotated[int, Field(lt=3)], 3, "less_than", "This must be less than 3."),
     (Annotated[int, Field(le=3)], 4, "less_than_equal", "This must be at most 3."),
+    (Annotated[float, Field(le=2)], 3, "less_than_equal", "This must be at most 2."),
     (list[int], 1, "list_type", "This must be a list."),
     (Annotated[list[int], Field(min_length=1)], [], "too_short", "Give at least one of these."),
     (Annotated[list[int], Field(min_length=2)], [], "too_short", "Give at least 2 of these."),

@@ -18,7 +18,7 @@ from services.console.cookies import MAX_TOKEN_CHARS, claims_of
 from services.console.forms import form_of
 from services.console.oidc import CALLBACK_PATH, Attempt, Failure, Provider, SignInError, error_of
 from services.console.session import console_of, goes_by_provider, local_path, session_in
-from services.console.views import view
+from services.console.views import asks_for_part, go_to, problem_view, view
 
 log = structlog.get_logger()
 
@@ -110,9 +110,11 @@ async def sign_in(request: Request) -> Response:
     form = await form_of(request)
     token, target = form["token"].removeprefix("Bearer ").strip(), local_path(form["next"])
     problem = await _refusal(request, token)
+    if problem is not None and asks_for_part(request):
+        return await problem_view(request, problem)
     if problem is not None:
         return await _page(request, target, problem, by_token=True)
-    response = _see(target)
+    response = go_to(request, target)
     console_of(request).cookie.put(response, token)
     console_of(request).attempts.unmark(response)
     return response

@@ -1,6 +1,7 @@
 """What `static/run.js` asks of a run: its events as they come, how it ended in words, and to stop it. And the events of workflows.
 
-An `EventSource` reconnects by itself and says what it has. The words come from here, so that amounts, durations and problems look
+A stream says `here` when the service is connected and `away` when it is not: a browser cannot tell that from a run that is over,
+and `static/following.js` asks again. The words come from here, so that amounts, durations and problems look
 as they do everywhere else.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Annotated
 from uuid import UUID
 
@@ -22,8 +23,9 @@ from services.console.session import Session, SignedIn
 from services.console.views import view
 
 router = APIRouter()
-_RECONNECT = b"retry: 500\n\n"
-
+_HERE = b"event: here\ndata: {}\n\n"
+_AWAY = b"event: away\ndata: {}\n\n"
+_STREAM_HEADERS = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
 
 LastEventId = Annotated[int | None, Header()]
 
@@ -47,22 +49,25 @@ async def workflow_events(
 async def _passed_on(session: Session, path: str, after: int | None, last_event_id: int | None) -> Response:
     seen = after if last_event_id is None else last_event_id
     async with AsyncExitStack() as opening:
-        upstream = await opening.enter_async_context(session.api.follow(path, after=seen))
+        try:
+            upstream = await opening.enter_async_context(session.api.follow(path, after=seen))
+        except ApiError as error:
+            if not error.problem.retryable:
+                raise
+            return Response(_AWAY, media_type="text/event-stream", headers=_STREAM_HEADERS)
         if upstream.status_code == 204:
             return Response(status_code=204)
         open_upstream = opening.pop_all()
 
     async def chunks() -> AsyncIterator[bytes]:
-        try:
+        yield _HERE
+        # Broken off in the middle of an event, nothing may follow it: the browser drops what is not whole, and asks again.
+        with suppress(ApiError):
             async with open_upstream:
                 async for chunk in upstream.aiter_raw():
                     yield chunk
-        except ApiError:
-            # The browser asks again, and hears then what there is to hear.
-            yield _RECONNECT
 
-    headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-store"}
-    return StreamingResponse(chunks(), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(chunks(), media_type="text/event-stream", headers=_STREAM_HEADERS)
 
 
 @router.get("/executions/{execution_id}/ended")

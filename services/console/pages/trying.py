@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts.catalog import Resource
+from contracts.errors import ErrorCode
 from contracts.listings import Listing
 from services.console.api import ApiError
 from services.console.forms import Form, form_of
@@ -62,5 +63,6 @@ async def _started(request: Request, session: Session, owner: str, form: Form, b
     try:
         run = await session.api.start_run("/api/execute", body, key=form["run_key"] or None)
     except ApiError as error:
-        raise ApiError(error.problem.model_copy(update={"own": owner == session.user})) from None
+        changed = {"action_url": request.url.path} if error.problem.code is ErrorCode.CONFLICT else {}
+        raise ApiError(error.problem.model_copy(update={**changed, "own": owner == session.user})) from None
     return run_started(request, request.url.path, run)

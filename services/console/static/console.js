@@ -7,6 +7,8 @@
 //   [data-confirm]            asks before the form is sent, or sent with this button: data-confirm="title|sentence|button"
 //   [data-copy] [data-dismiss] [data-menu] [data-theme-choice] [data-sign-in]
 
+import { countDown, isAway, keepTrying, tryingLine } from "./again.js";
+
 const progress = Object.assign(document.createElement("div"), { className: "progress", hidden: true });
 document.body.append(progress);
 let waiting = 0;
@@ -83,11 +85,29 @@ export function swap(id, html) {
 export const unreachable = `<div class="box bad" role="alert"><strong>The console cannot be reached</strong>
   <p>Check your connection and try again. What you typed stays here.</p></div>`;
 
+/** Puts a problem above what is there, which stays, and tries `what` again by itself until it comes back true. */
+function troubled(place, html, what) {
+  place.querySelector(":scope > [data-trouble]")?.remove();
+  const { line, tell } = tryingLine("It comes by itself as soon as there is an answer.");
+  const box = Object.assign(document.createElement("div"), { className: "stack tight" });
+  box.dataset.trouble = "";
+  box.append(parsed(html), line);
+  place.prepend(box);
+  return keepTrying(what, tell);
+}
+
 // Forms that search while somebody types ------------------------------------------------------------------------------
 
 for (const form of document.querySelectorAll("form[data-live]")) {
   let running = null;
+  let again = null;
   const search = async () => {
+    again?.stop();
+    const html = await searched();
+    if (html) again = troubled(document.getElementById(form.dataset.live), html, async () => !(await searched()));
+  };
+  /** Null once there is nothing more to do; a problem that may pass as HTML. */
+  const searched = async () => {
     running?.abort();
     const mine = (running = new AbortController());
     const filled = [...new FormData(form)].filter(([, value]) => value !== "");
@@ -98,13 +118,15 @@ for (const form of document.querySelectorAll("form[data-live]")) {
     try {
       const answer = await ask(url, { headers: { "X-Fragment": block }, signal: mine.signal });
       const html = await answer.text();
-      if (mine.signal.aborted || answer.headers.has("X-Location")) return;
+      if (mine.signal.aborted || answer.headers.has("X-Location")) return null;
+      if (isAway(answer)) return answer.headers.has("X-Problem") ? html : unreachable;
       if (answer.ok) swap(block, html);
       else document.getElementById(block).replaceChildren(parsed(html));
     } catch (error) {
-      if (error.name !== "AbortError") document.getElementById(block).replaceChildren(parsed(unreachable));
+      return mine.signal.aborted ? null : unreachable;
     }
     watchForMore();
+    return null;
   };
   form.addEventListener("input", search);
   form.addEventListener("submit", (event) => (event.preventDefault(), search()));
@@ -122,20 +144,28 @@ function watchForMore() {
   document.querySelectorAll("a[data-more-auto]").forEach((link) => coming.observe(link));
 }
 
+const waitingLinks = new WeakMap();
+
 async function more(link) {
+  if (waitingLinks.has(link)) return void waitingLinks.get(link).now();
   if (link.getAttribute("aria-busy") === "true") return;
   link.setAttribute("aria-busy", "true");
   coming.unobserve(link);
-  try {
-    const answer = await ask(link.href, { headers: { "X-Fragment": link.dataset.more } });
-    if (!answer.ok) throw new Error(answer.statusText);
-    const holder = link.closest("[data-more-place]");
-    holder.replaceWith(parsed(await answer.text()));
-  } catch {
-    link.setAttribute("aria-busy", "false");
-    say("The rest of the list could not be loaded; try again.");
-  }
+  if (await loaded(link)) return;
+  link.setAttribute("aria-busy", "false");
+  const { line, tell } = tryingLine("The rest of the list could not be loaded. It comes by itself as soon as there is an answer.");
+  link.after(" ", line);
+  waitingLinks.set(link, keepTrying(() => loaded(link), tell));
+}
+
+/** Whether the next page stands in the place of the link to it. */
+async function loaded(link) {
+  const answer = await ask(link.href, { headers: { "X-Fragment": link.dataset.more } }).catch(() => null);
+  if (!answer || isAway(answer)) return false;
+  const holder = link.closest("[data-more-place]");
+  holder?.replaceWith(parsed(await answer.text()));
   watchForMore();
+  return true;
 }
 watchForMore();
 
@@ -155,6 +185,7 @@ function fieldOf(form, path) {
 export function showProblem(form, html) {
   const place = form.querySelector("[data-problem]") ?? document.querySelector("#main [data-problem]");
   place.replaceChildren(parsed(html));
+  countDown(place);
   let first = null;
   for (const wrong of place.querySelectorAll("[data-error-path]")) {
     const field = fieldOf(form, wrong.dataset.errorPath);

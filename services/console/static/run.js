@@ -5,11 +5,14 @@
 //   form[data-run-form]       sends itself, and the panel of the page follows what it began
 //   form[data-keeps]          … and has what was sent again after a reload
 
+import { countDown, isAway, keepTrying } from "./again.js";
 import { ask, clearProblems, confirmed, parsed, say, showProblem, unreachable } from "./console.js";
+import { following } from "./following.js";
 
 const SETTLED_AFTER_MS = 3000;
 const SETTLED_LOOKS = 20;
-const ended = new Set(["completed", "failed"]);
+const RELOADED = "reloaded";
+const KINDS = ["started", "text", "reasoning", "output", "snapshot", "completed", "failed"];
 
 /** An element with properties and children. */
 function made(tag, properties = {}, ...children) {
@@ -77,21 +80,31 @@ export class Panel {
   follow(id) {
     this.leave();
     this.id = id;
-    this.last = 0;
     this.clear();
     this.ended.replaceChildren();
     this.state.textContent = this.nothing;
+    this.doing = this.interrupted = null;
     if (!id) return;
     this.running(true);
     this.tell("Waiting to begin");
     // The first digits of an id are the moment it was made: a reload goes on counting.
     const since = parseInt(id.replace("-", "").slice(0, 12), 16);
     this.clock = setInterval(() => this.tick(Math.max(0, Date.now() - since)), 1000);
-    this.connect();
+    this.last = 0;
+    this.unfollow = following(`/executions/${id}/events`, KINDS, {
+      heard: (kind, data, number) => {
+        this.last = number;
+        this.show(kind, data);
+      },
+      lost: (left_s) => this.lost("The connection is lost, and the run goes on. Trying again", left_s),
+      back: () => this.found(),
+      over: () => this.end(null),
+    });
   }
 
   leave() {
-    this.source?.close();
+    this.unfollow?.();
+    this.asking?.stop();
     clearInterval(this.clock);
     clearTimeout(this.settling);
     this.running(false);
@@ -111,29 +124,27 @@ export class Panel {
   }
 
   tell(doing) {
-    if (this.doing === doing && this.seconds !== undefined) return;
+    if (this.doing === doing) return;
     this.doing = doing;
     this.seconds = made("span", { className: "number", ariaHidden: "true" });
     this.state.replaceChildren(`${doing}… `, this.seconds);
   }
 
   tick(passed_ms) {
-    this.seconds.textContent = `${Math.round(passed_ms / 1000)} s`;
+    if (!this.interrupted) this.seconds.textContent = `${Math.round(passed_ms / 1000)} s`;
   }
 
-  connect() {
-    const source = (this.source = new EventSource(`/executions/${this.id}/events?after=${this.last}`));
-    for (const kind of ["started", "text", "reasoning", "output", "snapshot", "completed", "failed"]) {
-      source.addEventListener(kind, (event) => {
-        if (source !== this.source) return;
-        this.last = Number(event.lastEventId);
-        this.show(kind, JSON.parse(event.data));
-      });
-    }
-    source.addEventListener("error", () => {
-      if (source !== this.source || source.readyState !== EventSource.CLOSED) return;
-      this.end(null);
-    });
+  /** What has come stays; what was being done is said again when the connection is back. */
+  lost(sentence, left_s) {
+    this.interrupted ??= this.doing;
+    this.tell(sentence);
+    this.seconds.textContent = `in ${left_s} s`;
+  }
+
+  found() {
+    const doing = this.interrupted;
+    this.interrupted = null;
+    if (doing) this.tell(doing);
   }
 
   show(kind, data) {
@@ -179,28 +190,40 @@ export class Panel {
     for (const part of outputs) if (part.type !== "text") this.add(part);
   }
 
-  /** Puts how it ended below it. `seq` is the number of the last event, null where none came. */
+  /** Puts how it ended below it, as soon as that can be asked. `seq` is the number of the last event, null where none came. */
   async end(seq) {
     this.leave();
     const id = this.id;
     const last = seq ?? this.last + 1;
-    let html, problem;
-    try {
-      const answer = await ask(`/executions/${id}/ended?after=${last - 1}`, { headers: { "X-Fragment": "ended" } });
-      [html, problem] = [await answer.text(), !answer.ok];
-    } catch {
-      [html, problem] = [unreachable, true];
-    }
-    if (id !== this.id) return;
-    this.ended.replaceChildren(parsed(html));
-    this.element.dispatchEvent(new Event("run-ended"));
-    this.state.textContent = this.ended.querySelector("[role=alert]") ? "It did not work; see below." : "Done.";
-    if (problem) this.again(() => this.follow(id));
-    else if (this.ended.querySelector("[data-run-unsettled]")) this.settle(id, last, SETTLED_LOOKS);
+    if (await this.told(id, last)) return;
+    this.asking = keepTrying(
+      () => this.told(id, last),
+      (left_s) => this.lost("It has ended. How it ended cannot be asked now; trying again", left_s),
+    );
   }
 
-  again(what) {
-    this.ended.append(made("button", { className: "button", type: "button", textContent: "Look again", onclick: what }));
+  /** Whether it could be asked how the run ended; then that stands below it. */
+  async told(id, last) {
+    const answer = await ask(`/executions/${id}/ended?after=${last - 1}`, { headers: { "X-Fragment": "ended" } }).catch(() => null);
+    const html = await answer?.text();
+    if (id !== this.id) return true;
+    if (!answer || isAway(answer)) return false;
+    this.interrupted = null;
+    this.fill(html);
+    this.element.dispatchEvent(new Event("run-ended"));
+    this.state.textContent = this.ended.querySelector("[data-run-word]")?.dataset.runWord ?? "It cannot be shown; see below.";
+    if (this.ended.querySelector("[data-run-unsettled]")) this.settle(id, last, SETTLED_LOOKS);
+    return true;
+  }
+
+  fill(html) {
+    this.ended.replaceChildren(parsed(html));
+    const again = this.ended.querySelector("[data-run-again]");
+    if (again && runForm()) {
+      again.hidden = false;
+      again.addEventListener("click", () => begin(runForm(), again));
+    }
+    countDown(this.ended);
   }
 
   /** Looks again until the cost is known. */
@@ -208,7 +231,7 @@ export class Panel {
     this.settling = setTimeout(async () => {
       const answer = await ask(`/executions/${id}/ended?after=${last - 1}`, { headers: { "X-Fragment": "ended" } }).catch(() => null);
       if (id !== this.id) return;
-      if (answer?.ok) this.ended.replaceChildren(parsed(await answer.text()));
+      if (answer?.ok) this.fill(await answer.text());
       if (!this.ended.querySelector("[data-run-unsettled]")) this.element.dispatchEvent(new Event("run-ended"));
       else if (looks > 1) this.settle(id, last, looks - 1);
     }, SETTLED_AFTER_MS);
@@ -219,6 +242,7 @@ export class Panel {
     if (question && !(await confirmed(...question.split("|")))) return;
     if (this.stop.hidden) return;
     this.stop.setAttribute("aria-busy", "true");
+    const doing = this.doing;
     this.tell("Stopping");
     try {
       const answer = await ask(`/executions/${this.id}/cancel`, { method: "POST" });
@@ -227,7 +251,8 @@ export class Panel {
       // Said below.
     }
     this.stop.removeAttribute("aria-busy");
-    say("It could not be stopped; try again.");
+    this.tell(doing);
+    say("It was not stopped: the service does not answer. Try again in a moment.");
   }
 }
 
@@ -235,6 +260,10 @@ export class Panel {
 
 const element = document.querySelector("[data-run-panel]");
 const panel = element && new Panel(element);
+
+function runForm() {
+  return document.querySelector("form[data-run-form]");
+}
 
 function runOfAddress() {
   return new URLSearchParams(location.search).get("run") ?? element.dataset.runPanel;
@@ -277,9 +306,9 @@ async function begin(form, button) {
   clearProblems(form);
   button?.setAttribute("aria-busy", "true");
   try {
-    const body = keyed(new URLSearchParams(new FormData(form, button)));
+    const body = keyed(new URLSearchParams(new FormData(form, button?.form === form ? button : null)));
     const answer = await ask(form.action, { method: "POST", body });
-    unanswered = { body: null, key: null };
+    if (!answer.headers.has("X-Unanswered")) unanswered = { body: null, key: null };
     const run = answer.headers.get("X-Run");
     if (run) {
       keep(form, run);
@@ -299,7 +328,10 @@ async function begin(form, button) {
 
 if (panel) {
   panel.follow(runOfAddress());
-  restore(runOfAddress());
+  restore(runOfAddress() || RELOADED);
+  sessionStorage.removeItem(RELOADED);
+  // What was typed comes along to the page as it is now.
+  document.addEventListener("click", (event) => event.target.matches("[data-reload]") && keep(runForm(), RELOADED));
   addEventListener("popstate", () => panel.follow(runOfAddress()));
   document.addEventListener("submit", (event) => {
     const form = event.target;
