@@ -146,9 +146,9 @@ async def test_each_problem_stands_at_its_field(browser: Browser, console_stack:
             "openrouter_config.temperature": ("3", "This must be at most 2."),
             "openrouter_config.parameters.top_p": ("much", "Write a number"),
             "openrouter_config.parameters": ("{", "not JSON"),
-            "slug": ("Not A Slug", "pattern"),
+            "slug": ("Not A Slug", "Write small letters and digits"),
             "timeouts.total_s": ("9999", "600"),
-            "inputs.0.name": ("two words", "pattern"),
+            "inputs.0.name": ("two words", "Write a letter first"),
         }
         for path, (text, sentence) in wrong.items():
             before = await field(page, path).input_value()
