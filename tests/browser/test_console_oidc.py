@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
@@ -16,7 +17,7 @@ from deploy.local.ports import HOST, free_port
 from deploy.local.process import Child, inherited_environment
 from deploy.local.service import Service
 from deploy.local.stack import ROOT, Stack
-from tests.browser.browsing import accessible, fits, picture, visiting
+from tests.browser.browsing import WIDE, accessible, fits, picture, visiting
 from tests.e2e.client import until
 from tests.identity_provider import CLIENT_ID, IdentityProvider
 
@@ -87,9 +88,19 @@ def service(stack: Stack, kind: str, port: int, env: dict[str, str]) -> Service:
     return Service(child, url=f"http://{HOST}:{port}", metrics_url=f"http://{HOST}:{metrics_port}/metrics")
 
 
-def at(browser: Browser, house: House, **more: object):  # type: ignore[no-untyped-def]
+def at(
+    browser: Browser, house: House, *, width: int = WIDE, theme: str = "light", expected: tuple[str, ...] = ()
+) -> AbstractAsyncContextManager[Page]:
     """A browser of its own at this console; it may go to the provider."""
-    return visiting(browser, house.stack, console_url=house.console_url, also=(house.provider.issuer,), **more)  # type: ignore[arg-type]
+    return visiting(
+        browser,
+        house.stack,
+        width=width,
+        theme=theme,
+        expected=expected,
+        console_url=house.console_url,
+        also=(house.provider.issuer,),
+    )
 
 
 async def go_on(page: Page) -> None:
@@ -206,6 +217,8 @@ async def test_a_sign_in_works_once_in_the_browser_that_began_it(browser: Browse
         page.on("request", lambda request: addresses.append(request.url))
         await sign_in(page, someone())
         (callback,) = [address for address in addresses if "/sign-in/callback" in address]
+        await page.goto(callback)
+        await page.wait_for_url("**/models")  # nothing to do: one is signed in
         await page.get_by_role("button", name="Sign out").click()
         for address in (callback, f"{house.console_url}/sign-in/callback?state=made-up&code=made-up"):
             await page.goto(address)
@@ -241,14 +254,15 @@ async def test_two_tabs_sign_in_at_once(browser: Browser, house: House) -> None:
 
 
 async def test_a_provider_that_is_away_and_comes_back(browser: Browser, house: House) -> None:
-    async def failure() -> str | None:
+    async def failed(wanted: str) -> bool | None:
         async with httpx.AsyncClient(base_url=house.console_url) as client:
             answer = await client.get("/sign-in/provider")
-        return parse_qs(urlsplit(answer.headers["location"]).query).get("failed", [""])[0]
+        said = parse_qs(urlsplit(answer.headers["location"]).query).get("failed", [""])
+        return True if said == [wanted] else None
 
     await house.provider.stop()
     try:
-        await until(lambda: _is(failure, "away"))
+        await until(lambda: failed("away"))
         async with at(browser, house, expected=DOWN) as page:
             await page.goto("/models?q=claude")
             await go_on(page)
@@ -257,17 +271,13 @@ async def test_a_provider_that_is_away_and_comes_back(browser: Browser, house: H
             )
             await accessible(page)
             await house.provider.start()
-            await until(lambda: _is(failure, ""))
+            await until(lambda: failed(""))
             await go_on(page)
             await agree(page, someone())
             await page.wait_for_url("**/models?q=claude")
     finally:
         await house.provider.stop()
         await house.provider.start()
-
-
-async def _is(ask, wanted: str) -> bool | None:  # type: ignore[no-untyped-def]
-    return True if await ask() == wanted else None
 
 
 async def test_what_the_service_does_not_accept_and_what_no_browser_keeps(browser: Browser, house: House) -> None:
@@ -288,14 +298,14 @@ async def test_what_the_service_does_not_accept_and_what_no_browser_keeps(browse
 async def test_a_role_makes_an_admin(browser: Browser, house: House) -> None:
     admin, user = someone(), someone()
     house.provider.people[admin] = {"role": "admin"}
+    async with at(browser, house) as page:
+        await sign_in(page, admin)
+        token = (await cookies(page.context, house))[str(urlsplit(house.console_url).port)]
     statuses = []
-    for each in (admin, user):
-        async with at(browser, house) as page:
-            await sign_in(page, each)
-            token = (await cookies(page.context, house))[str(urlsplit(house.console_url).port)]
-        async with httpx.AsyncClient(base_url=house.gateway_url) as client:
-            answer = await client.get("/api/dead-letters", headers={"Authorization": f"Bearer {token}"})
-        statuses.append(answer.status_code)
+    async with httpx.AsyncClient(base_url=house.gateway_url) as client:
+        for each in (token, house.provider.sign(user)):
+            answer = await client.get("/api/dead-letters", headers={"Authorization": f"Bearer {each}"})
+            statuses.append(answer.status_code)
     assert statuses == [200, 403]
 
 
