@@ -107,7 +107,7 @@ def warnings_of(draft: ResourceDraft, models: Sequence[Model], losing: Sequence[
     if model.status == "retiring" and model.retires_on is not None:
         warnings.append(f"OpenRouter has announced this model's end for {model.retires_on.isoformat()}.")
     if config.max_tokens is None and not (isinstance(draft.pricing, CostPlusPrice)) and model.price_kind != "free":
-        warnings.append("Without max_tokens a long answer may cost more than your fixed price.")
+        warnings.append("Without a limit (max_tokens) a long answer may cost more than your fixed price.")
     return warnings
 
 

@@ -222,6 +222,7 @@ document.addEventListener("visibilitychange", async () => {
 
 const search = document.getElementById("pick-q");
 let choosing = "model";
+const begun = new URLSearchParams(new FormData(draft)).toString();
 
 async function find() {
   asked.found?.abort();
@@ -259,9 +260,15 @@ function hidden(name, value) {
 
 async function pick(id) {
   picker.close();
+  const model = draft.elements.namedItem("openrouter_config.model_id");
+  if (choosing === "model" && !model.value && new URLSearchParams(new FormData(draft)).toString() === begun) {
+    // Nothing is written yet: the page of this model has what suits it in its fields.
+    location.assign(`/resources/new?${new URLSearchParams({ model: id })}`);
+    return;
+  }
   const place = document.getElementById("model");
   if (choosing === "model") {
-    draft.elements.namedItem("openrouter_config.model_id").value = id;
+    model.value = id;
   } else {
     const taken = place.querySelectorAll('input[name^="openrouter_config.fallback_models."]').length;
     place.append(hidden(`openrouter_config.fallback_models.${taken + 10}`, id));
