@@ -12,7 +12,18 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from contracts import attachments, catalog, dead_letters, drafts, execution, keys, listings, market, workflows
+from contracts import (
+    attachments,
+    catalog,
+    dead_letters,
+    drafts,
+    execution,
+    keys,
+    listings,
+    market,
+    providers,
+    workflows,
+)
 from contracts.base import Contract, Empty
 
 PREFIX = "x402jobs.v1."
@@ -152,6 +163,10 @@ MODELS_SEARCH = Rpc[catalog.SearchModels, catalog.ModelPage](
 MODELS_GET = Rpc[catalog.ModelRef, catalog.ModelDetail](
     "catalog.models.get", catalog.ModelRef, catalog.ModelDetail, "catalog", ("gateway",), 5, True,
     "One model with prices, history, and its replacement if retired.",
+)  # fmt: skip
+MODELS_PROVIDERS = Rpc[catalog.ModelRef, providers.ModelProviders](
+    "catalog.models.providers", catalog.ModelRef, providers.ModelProviders, "catalog", ("gateway",), 10, True,
+    "Who serves a model, asked of OpenRouter when somebody wants to know; kept five minutes.",
 )  # fmt: skip
 MODELS_ESTIMATE = Rpc[catalog.EstimateCost, catalog.Estimate](
     "catalog.models.estimate", catalog.EstimateCost, catalog.Estimate, "catalog", ("gateway",), 5, True,

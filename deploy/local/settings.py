@@ -42,6 +42,7 @@ def settings_from(environment: Mapping[str, str]) -> dict[str, dict[str, str]]:
     match environment.get("CATALOG", "sandbox"):
         case "live":
             settings["catalog"]["CATALOG_UPSTREAM_URL"] = LIVE_CATALOG_URL
+            settings["catalog"]["CATALOG_UPSTREAM_KEY"] = environment.get("CATALOG_UPSTREAM_KEY", "")
         case "sandbox" | "":
             pass
         case other:

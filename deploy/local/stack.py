@@ -217,7 +217,11 @@ class Stack:
                     "OPENROUTER_AUTH_URL": self.sandbox_url + "/auth",
                 }
             case "catalog":
-                return {"POSTGRES_URL": self.dsn(kind), "CATALOG_UPSTREAM_URL": sandbox}
+                return {
+                    "POSTGRES_URL": self.dsn(kind),
+                    "CATALOG_UPSTREAM_URL": sandbox,
+                    "CATALOG_UPSTREAM_KEY": "sk-or-test-catalog",
+                }
             case "executor":
                 return {
                     "POSTGRES_URL": self.dsn(kind),

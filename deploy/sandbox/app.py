@@ -17,9 +17,10 @@ from aiohttp import web
 from deploy.sandbox import errors
 from deploy.sandbox.catalog import MODALITIES, Catalog, Model, made_up
 from deploy.sandbox.chat import Chat, Key, Replay, read_key, refusal_response
+from deploy.sandbox.endpoints import with_endpoints
 from deploy.sandbox.errors import Refusal
 from deploy.sandbox.ledger import Call, Ledger
-from deploy.sandbox.modes import MODES
+from deploy.sandbox.modes import MODES, STATUSES
 from deploy.sandbox.oauth import OAuth
 from deploy.sandbox.recordings import Recording, load_recordings
 from deploy.sandbox.wire import number
@@ -180,9 +181,18 @@ class _Api:
         return refusal_response(model) if isinstance(model, Refusal) else _json({"data": model})
 
     async def endpoints(self, request: web.Request) -> web.Response:
-        """GET /models/{author}/{slug}/endpoints: every model has one healthy endpoint."""
+        """GET /models/{author}/{slug}/endpoints; without a key some figures are null, and a bad key is refused."""
+        key = read_key(request.headers) if "Authorization" in request.headers else None
+        if isinstance(key, Refusal):
+            return refusal_response(key)
         model = self._find(request)
-        return refusal_response(model) if isinstance(model, Refusal) else _json({"data": _with_endpoint(model)})
+        if not isinstance(model, Refusal):
+            mode = model["id"].removeprefix("sandbox/")
+            refusal = errors.of_mode(mode, model["id"], "", None) if mode in STATUSES else None
+            model = refusal or model
+        if isinstance(model, Refusal):
+            return refusal_response(model)
+        return _json({"data": with_endpoints(model, authenticated=key is not None)})
 
     async def key(self, request: web.Request) -> web.Response:
         """GET /key."""
@@ -264,32 +274,6 @@ def _key_facts(key: Key, used: Decimal) -> dict[str, Any]:
         "free_model_daily_requests": {"used": 0, "limit": free_daily, "remaining": free_daily},
         "rate_limit": {"requests": -1, "interval": "10s", "note": "This field is deprecated and safe to ignore."},
     }
-
-
-def _with_endpoint(model: Model) -> dict[str, Any]:
-    top = model.get("top_provider") or {}
-    endpoint = {
-        "name": f"Sandbox | {model.get('canonical_slug', model['id'])}",
-        "model_id": model["id"],
-        "model_name": model.get("name"),
-        "context_length": top.get("context_length") or model.get("context_length"),
-        "pricing": {**model["pricing"], "discount": 0},
-        "provider_name": "Sandbox",
-        "tag": "sandbox",
-        "quantization": "unknown",
-        "max_completion_tokens": top.get("max_completion_tokens"),
-        "max_prompt_tokens": None,
-        "supported_parameters": model.get("supported_parameters") or [],
-        "status": 0,
-        "uptime_last_30m": 100,
-        "uptime_last_5m": 100,
-        "uptime_last_1d": 100,
-        "supports_implicit_caching": False,
-        "latency_last_30m": None,
-        "throughput_last_30m": None,
-    }
-    shown = {key: model.get(key) for key in ("id", "name", "created", "description", "architecture")}
-    return {**shown, "endpoints": [endpoint]}
 
 
 def _generation(call: Call) -> dict[str, Any]:

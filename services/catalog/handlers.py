@@ -35,6 +35,7 @@ from contracts.catalog import (
 from contracts.drafts import CheckDraft, DraftReview, ReviewDraft
 from contracts.errors import ErrorCode, ServiceError, invalid
 from contracts.listings import Listing, ListingPage, ListingRef, SearchListings
+from contracts.providers import ModelProviders
 from services.catalog import views
 from services.catalog.cursors import decode_place, encode_place
 from services.catalog.estimates import estimate
@@ -50,6 +51,7 @@ from services.catalog.resources import (
     own_resource,
     refuse_retired,
 )
+from services.catalog.serving import Serving
 from services.catalog.showing import Showing
 from services.catalog.sizes import fill_from_resource, searches_the_web, size_of_resource
 from services.catalog.store import ResourceChange, Store, StoredResource
@@ -63,12 +65,21 @@ Change = Literal["created", "updated", "published", "paused", "deleted"]
 
 class Handlers:
     def __init__(
-        self, *, bus: Bus, store: Store, index: LiveIndex, sync: CatalogSync, showing: Showing, guard: Guard
+        self,
+        *,
+        bus: Bus,
+        store: Store,
+        index: LiveIndex,
+        sync: CatalogSync,
+        serving: Serving,
+        showing: Showing,
+        guard: Guard,
     ) -> None:
         self._bus = bus
         self._store = store
         self._index = index
         self._sync = sync
+        self._serving = serving
         self._showing = showing
         self._guard = guard
 
@@ -77,6 +88,7 @@ class Handlers:
         serve = self._bus.serve
         serve(subjects.MODELS_SEARCH, self.search_models)
         serve(subjects.MODELS_GET, self.get_model)
+        serve(subjects.MODELS_PROVIDERS, self.get_providers)
         serve(subjects.MODELS_ESTIMATE, self.estimate_cost)
         serve(subjects.CATALOG_SYNC, self.sync_catalog)
         serve(subjects.CATALOG_SYNCS, self.list_syncs)
@@ -102,11 +114,12 @@ class Handlers:
         return await self._index.search(request)
 
     async def get_model(self, request: ModelRef) -> ModelDetail:
-        row = await self._model_row(request.id)
-        if row is None:
-            raise ServiceError(ErrorCode.NOT_FOUND, f"There is no such model in the catalog. {FIND_A_MODEL}")
+        row = await self._known_model(request.id)
         history = await self._store.price_history(row.id)
         return views.model_detail(self._showing.model(row), row, self._index.replacement_for(row), history)
+
+    async def get_providers(self, request: ModelRef) -> ModelProviders:
+        return await self._serving.providers(await self._known_model(request.id))
 
     async def estimate_cost(self, request: EstimateCost) -> Estimate:
         row = await self._model_row(request.model_id)
@@ -250,6 +263,12 @@ class Handlers:
         return await self._showing.listing(stored)
 
     # ------------------------------------------------------------------------------------------------------------------
+
+    async def _known_model(self, model_id: str) -> CatalogModel:
+        row = await self._model_row(model_id)
+        if row is None:
+            raise ServiceError(ErrorCode.NOT_FOUND, f"There is no such model in the catalog. {FIND_A_MODEL}")
+        return row
 
     async def _model_row(self, model_id: str) -> CatalogModel | None:
         if "\0" in model_id:

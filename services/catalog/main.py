@@ -19,6 +19,7 @@ from services.catalog.market_store import MarketStore
 from services.catalog.receipts import Receipts
 from services.catalog.runs_store import RunsStore
 from services.catalog.schedule import Schedule, utc_now
+from services.catalog.serving import Serving
 from services.catalog.showing import Showing
 from services.catalog.store import Store
 from services.catalog.sync import CatalogSync
@@ -32,26 +33,30 @@ _WAIT_FOR_DATABASE_S = 1
 
 
 class Settings(ServiceSettings):
-    """`catalog_upstream_url` includes `/api/v1`."""
+    """`catalog_upstream_url` includes `/api/v1`. With a key of the operator's, OpenRouter also tells how fast providers are."""
 
     postgres_url: SecretStr
     catalog_upstream_url: str = "https://openrouter.ai/api/v1"
+    catalog_upstream_key: SecretStr = SecretStr("")
 
 
 def build(settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> Service:
-    """Wire the service; nothing is opened before it starts. `clock` tells the schedule the time."""
+    """Wire the service; nothing is opened before it starts. `clock` tells the schedule the time, and the age of answers."""
     registry = CollectorRegistry()
     service = Service("catalog", settings, registry)
     store = Store(settings.postgres_url)
-    upstream = Upstream(settings.catalog_upstream_url)
+    upstream = Upstream(settings.catalog_upstream_url, settings.catalog_upstream_key)
     index = LiveIndex(store, registry)
     sync = CatalogSync(store=store, upstream=upstream, index=index, bus=service.bus, registry=registry)
     schedule = Schedule(sync, clock)
+    serving = Serving(upstream, clock)
     market, runs = MarketStore(store.pool), RunsStore(store.pool)
     showing = Showing(store=store, market=market, runs=runs, index=index)
     guard = Guard(bus=service.bus, store=store, market=market, showing=showing)
     receipts = Receipts(bus=service.bus, runs=runs, guard=guard, health=service.health)
-    Handlers(bus=service.bus, store=store, index=index, sync=sync, showing=showing, guard=guard).register()
+    Handlers(
+        bus=service.bus, store=store, index=index, sync=sync, serving=serving, showing=showing, guard=guard
+    ).register()
     MarketHandlers(bus=service.bus, store=store, market=market, runs=runs, showing=showing, guard=guard).register()
 
     async def open_store() -> None:
@@ -77,6 +82,7 @@ def build(settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> Ser
     service.health.add("catalog", ready_to_answer)
     service.on_stop(store.close)
     service.on_stop(upstream.close)
+    service.on_stop(serving.close)
     return service
 
 

@@ -80,21 +80,21 @@ def parse_model(entry: Any, today: date) -> CatalogModel | None:
     if not isinstance(model_id, str) or not _ID.fullmatch(model_id):
         return None
     inputs, outputs = _modalities(entry.get("architecture"))
-    top = _mapping(entry.get("top_provider"))
-    alias = _mapping(entry.get("alias_target")).get("slug")
+    top = mapping_of(entry.get("top_provider"))
+    alias = mapping_of(entry.get("alias_target")).get("slug")
     retires_on = _retires_on(entry.get("expiration_date"), today)
     return CatalogModel(
         id=model_id,
-        canonical_slug=_text(entry.get("canonical_slug"), 200) or model_id,
-        name=_text(entry.get("name"), _MAX_NAME_CHARS) or model_id,
-        description=_text(entry.get("description"), _MAX_DESCRIPTION_CHARS),
+        canonical_slug=text_of(entry.get("canonical_slug"), 200) or model_id,
+        name=text_of(entry.get("name"), _MAX_NAME_CHARS) or model_id,
+        description=text_of(entry.get("description"), _MAX_DESCRIPTION_CHARS),
         created_at=_moment(entry.get("created")),
-        context_length=_tokens(entry.get("context_length")) or _tokens(top.get("context_length")),
-        max_completion_tokens=_tokens(top.get("max_completion_tokens")),
+        context_length=token_count(entry.get("context_length")) or token_count(top.get("context_length")),
+        max_completion_tokens=token_count(top.get("max_completion_tokens")),
         input_modalities=inputs,
         output_modalities=outputs,
         pricing=parse_pricing(model_id, entry.get("pricing"), outputs_text="text" in outputs),
-        supported_parameters=_words(entry.get("supported_parameters")),
+        supported_parameters=words(entry.get("supported_parameters")),
         alias_target=alias if isinstance(alias, str) and _ID.fullmatch(alias) else None,
         retires_on=retires_on,
         status="retiring" if retires_on else "available",
@@ -154,14 +154,14 @@ def describe(model: CatalogModel, now: datetime, recommended: Mapping[str, str])
 
 
 def _modalities(architecture: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    described = _mapping(architecture)
-    inputs, outputs = _words(described.get("input_modalities")), _words(described.get("output_modalities"))
+    described = mapping_of(architecture)
+    inputs, outputs = words(described.get("input_modalities")), words(described.get("output_modalities"))
     # Older answers have only the short form, "text+image->text".
     short = described.get("modality")
     if isinstance(short, str) and "->" in short:
         left, right = short.split("->", 1)
-        inputs = inputs or _words(left.split("+"))
-        outputs = outputs or _words(right.split("+"))
+        inputs = inputs or words(left.split("+"))
+        outputs = outputs or words(right.split("+"))
     return inputs, outputs
 
 
@@ -183,22 +183,25 @@ def _moment(value: Any) -> datetime | None:
     return datetime.fromtimestamp(int(value), UTC)
 
 
-def _tokens(value: Any) -> int | None:
+def token_count(value: Any) -> int | None:
+    """A number of tokens that upstream states."""
     # 0 stands for "does not apply" on models that do not count in tokens.
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MAX_TOKENS else None
 
 
-def _words(value: Any) -> tuple[str, ...]:
+def words(value: Any) -> tuple[str, ...]:
+    """A list of names, each once."""
     entries = value if isinstance(value, list) else []
-    return tuple(dict.fromkeys(word for entry in entries if (word := _text(entry, 60).strip())))
+    return tuple(dict.fromkeys(word for entry in entries if (word := text_of(entry, 60).strip())))
 
 
-def _text(value: Any, max_chars: int) -> str:
+def text_of(value: Any, max_chars: int) -> str:
     """The text without what Postgres cannot store: NUL characters and halves of surrogate pairs."""
     if not isinstance(value, str):
         return ""
     return value[:max_chars].replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping_of(value: Any) -> Mapping[str, Any]:
+    """The object, or an empty one."""
     return value if isinstance(value, Mapping) else {}

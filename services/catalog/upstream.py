@@ -1,7 +1,7 @@
-"""Reads the upstream list of models over HTTP. No decision is made here; what it returns is upstream's own JSON.
+"""Reads the upstream's catalog over HTTP. No decision is made here; what it returns is upstream's own JSON.
 
 Two calls make a sync: the list itself, conditional on the ETag of the last reading, and the same list sorted by
-popularity, which is worth having but not worth failing for.
+popularity, which is worth having but not worth failing for. Who serves a model is a call of its own, made on demand.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import json
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import httpx
 import stamina
 import structlog
+from pydantic import SecretStr
 
 log = structlog.get_logger()
 
@@ -23,14 +24,16 @@ _PAGE_SIZE = 1_000
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _TIMEOUT = httpx.Timeout(20, connect=5)
 _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+_KEY_REFUSED = frozenset({401, 403})
 
 
 class UpstreamError(Exception):
     """The list could not be read; the message is a sentence of ours and holds nothing of upstream's body."""
 
-    def __init__(self, message: str, *, passing: bool = False) -> None:
+    def __init__(self, message: str, *, passing: bool = False, status: int | None = None) -> None:
         super().__init__(message)
         self.passing = passing
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,11 @@ def _is_passing(error: Exception) -> bool:
 
 
 class Upstream:
-    """`url` is the base including `/api/v1`."""
+    """`url` is the base including `/api/v1`. With `key` upstream also tells how fast providers are."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: SecretStr | None = None) -> None:
         self.source = url.rstrip("/")
+        self._key = key.get_secret_value() if key else ""
         self._client = httpx.AsyncClient(
             timeout=_TIMEOUT, follow_redirects=False, headers={"Accept": "application/json"}
         )
@@ -84,6 +88,27 @@ class Upstream:
             return None
         ids = [entry.get("id") for entry in entries if isinstance(entry, dict)]
         return {model_id: rank for rank, model_id in enumerate(ids, 1) if isinstance(model_id, str)}
+
+    async def read_endpoints(self, model_id: str) -> list[Any]:
+        """Who serves the model; nobody where upstream does not know it. Raises UpstreamError."""
+        url = f"{self.source}/models/{'/'.join(quote(part, safe='') for part in model_id.split('/'))}/endpoints"
+        try:
+            try:
+                answer = await self._get(url, None, self._key)
+            except UpstreamError as error:
+                if not self._key or error.status not in _KEY_REFUSED:
+                    raise
+                log.warning("catalog_key_refused", status=error.status)
+                answer = await self._get(url, None)
+        except UpstreamError as error:
+            if error.status != httpx.codes.NOT_FOUND:
+                raise
+            return []
+        data = _document(answer).get("data")
+        endpoints = data.get("endpoints") if isinstance(data, dict) else None
+        if not isinstance(endpoints, list):
+            raise UpstreamError("Upstream's answer has no list of providers.")
+        return endpoints
 
     async def _all_pages(self, first: _Answer) -> tuple[list[Any], int]:
         document = _parse(first)
@@ -115,17 +140,22 @@ class Upstream:
         return None
 
     @stamina.retry(on=_is_passing, attempts=3, timeout=60, wait_initial=0.3, wait_max=5)
-    async def _get(self, url: str, etag: str | None) -> _Answer:
+    async def _get(self, url: str, etag: str | None, key: str = "") -> _Answer:
+        headers = {"If-None-Match": etag} if etag else {}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         try:
-            async with self._client.stream("GET", url, headers={"If-None-Match": etag} if etag else None) as response:
+            async with self._client.stream("GET", url, headers=headers) as response:
                 body = await _read_bounded(response)
         except httpx.HTTPError as error:
             raise UpstreamError(f"Upstream cannot be reached ({type(error).__name__}).", passing=True) from None
         not_modified = etag is not None and response.status_code == httpx.codes.NOT_MODIFIED
         if response.status_code == httpx.codes.OK or not_modified:
             return _Answer(url, not_modified, response.headers.get("ETag"), body)
-        passing = response.status_code in _RETRIED_STATUSES
-        raise UpstreamError(f"Upstream answered with status {response.status_code}.", passing=passing)
+        status = response.status_code
+        raise UpstreamError(
+            f"Upstream answered with status {status}.", passing=status in _RETRIED_STATUSES, status=status
+        )
 
 
 async def _read_bounded(response: httpx.Response) -> bytes:
@@ -139,13 +169,21 @@ async def _read_bounded(response: httpx.Response) -> bytes:
 
 
 def _parse(answer: _Answer) -> dict[str, Any]:
-    """A page of the list, its numbers exact. Raises UpstreamError when it is none."""
+    """A page of the list. Raises UpstreamError when it is none."""
+    document = _document(answer)
+    if not isinstance(document.get("data"), list):
+        raise UpstreamError("Upstream's answer has no list of models.")
+    return document
+
+
+def _document(answer: _Answer) -> dict[str, Any]:
+    """A JSON object, its numbers exact. Raises UpstreamError when it is none."""
     try:
         document = json.loads(answer.body, parse_float=Decimal, parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise UpstreamError("Upstream's answer is not JSON.") from None
-    if not isinstance(document, dict) or not isinstance(document.get("data"), list):
-        raise UpstreamError("Upstream's answer has no list of models.")
+    if not isinstance(document, dict):
+        raise UpstreamError("Upstream's answer is not a JSON object.")
     return document
 
 

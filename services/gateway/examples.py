@@ -110,6 +110,15 @@ MODEL_DETAIL: dict[str, Any] = {
     "price_history": [{"since": "2024-07-18T00:00:00Z", "pricing": PRICING}],
 }
 
+_PROVIDER: dict[str, Any] = {
+    **{"name": "Azure", "tag": "azure", "quantization": None, "healthy": True, "implicit_caching": True},
+    **{"context_length": 128000, "max_completion_tokens": 16384, "supported_parameters": ["max_tokens", "tools"]},
+    **{"pricing": PRICING, "discount_percent": None, "typical_call_usd": "0.00045", "uptime_1d_percent": 99.91},
+    "first_token_ms": {"p50": 410.0, "p75": 520.0, "p90": 760.0, "p99": 2100.0},
+    "tokens_per_s": {"p50": 88.0, "p75": 71.0, "p90": 54.0, "p99": 20.0},
+}
+MODEL_PROVIDERS = {"model_id": "openai/gpt-4o-mini", "items": [_PROVIDER], "read_at": "2026-11-23T09:30:00Z"}
+
 MODEL_PAGE: dict[str, Any] = {"items": [MODEL], "total": 1, "next_cursor": None, "facets": None}
 
 ESTIMATE_REQUEST: dict[str, Any] = {

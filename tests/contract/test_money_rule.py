@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from contracts import attachments, catalog, errors, execution, keys, listings, market
+from contracts import attachments, catalog, errors, execution, keys, listings, market, providers
 from contracts.document import schemas
 from tests.contract.source import python_files, tree, where
 
@@ -23,7 +23,7 @@ METRIC_METHODS = ("inc", "dec", "set", "observe")
 
 MODELS = [
     model
-    for module in (attachments, catalog, errors, execution, keys, listings, market)
+    for module in (attachments, catalog, errors, execution, keys, listings, market, providers)
     for model in vars(module).values()
     if isinstance(model, type) and issubclass(model, BaseModel) and model.__module__ == module.__name__
 ]

@@ -34,11 +34,13 @@ from contracts.catalog import (
     UpdateResource,
 )
 from contracts.drafts import CheckDraft
+from contracts.providers import ModelProviders
 from contracts.subjects import (
     CATALOG_SYNC,
     DRAFTS_CHECK,
     MODEL_CHANGED,
     MODELS_GET,
+    MODELS_PROVIDERS,
     MODELS_SEARCH,
     RESOURCE_CHANGED,
     RESOURCES_CREATE,
@@ -224,6 +226,9 @@ class Parties:
 
     async def model(self, model_id: str) -> ModelDetail:
         return await self.gateway.call(MODELS_GET, ModelRef(id=model_id))
+
+    async def providers(self, model_id: str) -> ModelProviders:
+        return await self.gateway.call(MODELS_PROVIDERS, ModelRef(id=model_id))
 
     async def create(self, owner: str = "ann", **changes: Any) -> Resource:
         return await self.gateway.call(

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import pytest
 import pytest_asyncio
 
+from contracts.errors import ErrorCode, ServiceError
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from deploy.local.ports import HOST, free_port
@@ -39,6 +41,7 @@ async def test_the_process_starts_syncs_serves_and_stops_cleanly(
             "NATS_PASSWORD": credentials.nats_password("catalog"),
             "POSTGRES_URL": database.dsn("catalog"),
             "CATALOG_UPSTREAM_URL": f"{sandbox}/api/v1",
+            "CATALOG_UPSTREAM_KEY": "sk-or-test-catalog",
             "METRICS_PORT": str(port),
             "LOG_FORMAT": "json",
         },
@@ -54,13 +57,22 @@ async def test_the_process_starts_syncs_serves_and_stops_cleanly(
         async with parties_around(nats_server, credentials) as parties:
             batch = await parties.model("openai/gpt-4o-mini:batch")
             popular = await parties.search(sort="popular", limit=3)
+            alias = await parties.providers("~anthropic/claude-sonnet-latest")
+            router = await parties.providers("openrouter/auto")
+            for refused, code in (("sandbox/status-503", ErrorCode.UPSTREAM), ("no/such", ErrorCode.NOT_FOUND)):
+                with pytest.raises(ServiceError) as failed:
+                    await parties.providers(refused)
+                assert failed.value.code is code
         assert not batch.executable
         assert [model.popularity_rank for model in popular.items] == [1, 2, 3]
+        assert alias.model_id == "anthropic/claude-sonnet-5"
+        assert any(provider.first_token_ms for provider in alias.items)
+        assert router.items == []
         await child.stop(signal.SIGTERM, grace_s=10)
         assert child.exit_code == 0
         log = (tmp_path / "catalog.log").read_text()
         assert "service_stopped" in log
-        assert not re.search(r"postgresql://|password", log)
+        assert not re.search(r"postgresql://|password|sk-or-", log)
     finally:
         await child.kill()
 

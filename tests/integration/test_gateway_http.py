@@ -12,7 +12,7 @@ import pytest_asyncio
 from nats.js.api import ObjectMeta, ObjectMetaOptions
 from pydantic import TypeAdapter
 
-from contracts import catalog, execution, keys, listings, market
+from contracts import catalog, execution, keys, listings, market, providers
 from contracts.base import Empty
 from contracts.errors import ErrorCode, ServiceError, invalid
 from contracts.media import PART_BYTES, StoredMedia, media_headers, part_count, part_name
@@ -36,6 +36,7 @@ from contracts.subjects import (
     MEDIA_BUCKET,
     MODELS_ESTIMATE,
     MODELS_GET,
+    MODELS_PROVIDERS,
     MODELS_SEARCH,
     RESOURCES_CREATE,
     RESOURCES_DELETE,
@@ -106,6 +107,7 @@ class Others:
         for rpc, example in (
             (MODELS_SEARCH, examples.MODEL_PAGE),
             (MODELS_GET, examples.MODEL_DETAIL),
+            (MODELS_PROVIDERS, examples.MODEL_PROVIDERS),
             (MODELS_ESTIMATE, examples.ESTIMATE),
             (CATALOG_SYNC, examples.SYNC_REPORT),
             (CATALOG_SYNCS, examples.SYNC_LIST),
@@ -160,6 +162,7 @@ ROUTES = [
     ("GET", "/api/integrations/openrouter/access"),
     ("GET", "/api/models"),
     ("GET", "/api/models/openai/gpt-4o-mini"),
+    ("GET", "/api/models/openai/gpt-4o-mini/providers"),
     ("POST", "/api/models/estimate"),
     ("POST", "/api/catalog/sync"),
     ("GET", "/api/catalog/syncs"),
@@ -366,6 +369,8 @@ async def test_wrong_filter_is_named(client: httpx.AsyncClient, query: dict[str,
 async def test_model_ids_keep_their_odd_characters(client: httpx.AsyncClient, others: Others, model: str) -> None:
     assert (await client.get(f"/api/models/{model}")).status_code == 200
     assert others.asked["catalog.models.get"].id == model
+    assert (await client.get(f"/api/models/{model}/providers")).status_code == 200
+    assert others.asked["catalog.models.providers"].id == model
     assert (await client.get("/api/models/" + model.replace("/", "%2F").replace(":", "%3A"))).status_code == 200
     assert others.asked["catalog.models.get"].id == model
 
@@ -670,6 +675,7 @@ async def test_openapi_has_examples_that_keep_the_contracts(client: httpx.AsyncC
         (keys.AccessPage, examples.ACCESS_PAGE),
         (catalog.ModelPage, examples.MODEL_PAGE),
         (catalog.ModelDetail, examples.MODEL_DETAIL),
+        (providers.ModelProviders, examples.MODEL_PROVIDERS),
         (catalog.EstimateCost, examples.ESTIMATE_REQUEST),
         (catalog.Estimate, examples.ESTIMATE),
         (catalog.SyncList, examples.SYNC_LIST),

@@ -21,12 +21,23 @@ from contracts.catalog import (
     SyncList,
     SyncReport,
 )
-from contracts.subjects import CATALOG_SYNC, CATALOG_SYNCS, MODELS_ESTIMATE, MODELS_GET, MODELS_SEARCH
+from contracts.providers import ModelProviders
+from contracts.subjects import (
+    CATALOG_SYNC,
+    CATALOG_SYNCS,
+    MODELS_ESTIMATE,
+    MODELS_GET,
+    MODELS_PROVIDERS,
+    MODELS_SEARCH,
+)
 from services.gateway import examples
 from services.gateway.documentation import answers
 from services.gateway.routing import SignedIn, SignedInRoute, forward, refuse_unknown_fields, require_admin
 
 router = APIRouter(route_class=SignedInRoute)
+
+Author = Annotated[str, Path(max_length=100, examples=["openai"])]
+Slug = Annotated[str, Path(max_length=150, examples=["gpt-4o-mini"])]
 
 
 @router.get(
@@ -53,14 +64,26 @@ async def search_models(request: Request, _user: SignedIn, query: Annotated[Sear
     summary="See one model",
     tags=["models"],
 )
-async def get_model(
-    request: Request,
-    _user: SignedIn,
-    author: Annotated[str, Path(max_length=100, examples=["openai"])],
-    slug: Annotated[str, Path(max_length=150, examples=["gpt-4o-mini"])],
-) -> Response:
+async def get_model(request: Request, _user: SignedIn, author: Author, slug: Slug) -> Response:
     """Badges, prices with their tiers and history, and what to use instead once it is retired."""
     return await forward(request, MODELS_GET, ModelRef.model_construct(id=f"{author}/{slug}"))
+
+
+@router.get(
+    "/api/models/{author}/{slug}/providers",
+    response_model=ModelProviders,
+    responses=answers(examples.MODEL_PROVIDERS, "The providers, the cheapest first.", 401, 404, 422, 502),
+    summary="See who serves a model",
+    tags=["models"],
+)
+async def get_providers(request: Request, _user: SignedIn, author: Author, slug: Slug) -> Response:
+    """Each with its prices (US dollars per token), limits, and how well and how fast it answers. OpenRouter chooses among
+    them for every call unless `provider.order` names their `tag`s.
+
+    OpenRouter is asked when somebody wants to know, at most every five minutes per model. Where it does not answer, the last
+    answer is given with `stale` and its age, or a problem if there is none.
+    """
+    return await forward(request, MODELS_PROVIDERS, ModelRef.model_construct(id=f"{author}/{slug}"))
 
 
 @router.post(
