@@ -61,7 +61,7 @@ class Upstream:
 
     def __init__(self, url: str, key: SecretStr | None = None) -> None:
         self.source = url.rstrip("/")
-        self._key = key.get_secret_value() if key else ""
+        self._key = key if key is not None and key.get_secret_value() else None
         self._client = httpx.AsyncClient(
             timeout=_TIMEOUT, follow_redirects=False, headers={"Accept": "application/json"}
         )
@@ -96,7 +96,7 @@ class Upstream:
             try:
                 answer = await self._get(url, None, self._key)
             except UpstreamError as error:
-                if not self._key or error.status not in _KEY_REFUSED:
+                if self._key is None or error.status not in _KEY_REFUSED:
                     raise
                 log.warning("catalog_key_refused", status=error.status)
                 answer = await self._get(url, None)
@@ -140,10 +140,11 @@ class Upstream:
         return None
 
     @stamina.retry(on=_is_passing, attempts=3, timeout=60, wait_initial=0.3, wait_max=5)
-    async def _get(self, url: str, etag: str | None, key: str = "") -> _Answer:
+    async def _get(self, url: str, etag: str | None, key: SecretStr | None = None) -> _Answer:
+        # Retries are logged with the arguments: the key must not be a plain one.
         headers = {"If-None-Match": etag} if etag else {}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key.get_secret_value()}"
         try:
             async with self._client.stream("GET", url, headers=headers) as response:
                 body = await _read_bounded(response)
