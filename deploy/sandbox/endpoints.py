@@ -60,10 +60,15 @@ def _endpoint(model: Model, place: int, seed: int, *, authenticated: bool) -> di
         "status": -2 if troubled else 0,
         "uptime_last_30m": None if place == _UNMEASURED else 71.43 if troubled else 100,
         "uptime_last_5m": None,
-        "uptime_last_1d": 88.2 if troubled else round(100 - seed % 97 / 100, 2),
+        "uptime_last_1d": 88.2 if troubled else round(100 - (seed >> place) % 97 / 100, 2),
         "supports_implicit_caching": place == 0,
+        "supports_voice_cloning": False,
+        "supports_multiple_audio_references": False,
+        "supports_image_reference": False,
+        "supports_tool_choice": dict.fromkeys(("none", "auto", "required", "function"), "tool_choice" in parameters),
+        "native_tools": {},
         "latency_last_30m": _spread(300 + seed % 700 * (place + 1), "1.4") if measured else None,
-        "throughput_last_30m": _spread(40 + seed % 90, "0.7") if measured else None,
+        "throughput_last_30m": _spread(25 + (seed >> place) % 120, "0.7") if measured else None,
     }
 
 

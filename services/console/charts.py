@@ -11,29 +11,30 @@ WIDTH = 640
 HEIGHT = 160
 
 
-class Steps(NamedTuple):
-    """A line over time: the points of an SVG polyline, and what its axis says."""
-
-    points: str
-    highest: Decimal
+Line = list[str]
+"""The pieces of a line, each the points of an SVG polyline: it is broken where nothing is known."""
 
 
-def steps(values: Sequence[tuple[datetime, Decimal]], until: datetime, highest: Decimal) -> Steps:
+def steps(values: Sequence[tuple[datetime, Decimal | None]], until: datetime, highest: Decimal) -> Line:
     """The line of values that each hold from their moment on, oldest first, within WIDTH and HEIGHT, from zero up."""
-    begin = values[0][0]
-    span = max(until - begin, timedelta(seconds=1))
+    ends = [*(since for since, _ in values[1:]), until]
+    pieces: list[list[str]] = [[]]
+    for (since, value), end in zip(values, ends, strict=False):
+        if value is None:
+            pieces.append([])
+            continue
+        y = HEIGHT - float(value / highest) * (HEIGHT - 8) if highest else HEIGHT
+        pieces[-1] += [f"{_across(moment, values[0][0], until):.1f},{y:.1f}" for moment in (since, end)]
+    return [" ".join(piece) for piece in pieces if piece]
 
-    def x(moment: datetime) -> float:
-        return (moment - begin) / span * WIDTH
 
-    def y(value: Decimal) -> float:
-        return HEIGHT - float(value / highest) * (HEIGHT - 8) if highest else HEIGHT
+def ticks(moments: Sequence[datetime], begin: datetime, until: datetime) -> list[float]:
+    """Where moments stand on the axis of `steps`."""
+    return [round(_across(moment, begin, until), 1) for moment in moments]
 
-    points = []
-    for position, (since, value) in enumerate(values):
-        end = values[position + 1][0] if position + 1 < len(values) else until
-        points += [f"{x(since):.1f},{y(value):.1f}", f"{x(end):.1f},{y(value):.1f}"]
-    return Steps(" ".join(points), highest)
+
+def _across(moment: datetime, begin: datetime, until: datetime) -> float:
+    return (moment - begin) / max(until - begin, timedelta(seconds=1)) * WIDTH
 
 
 class Bar(NamedTuple):
@@ -54,10 +55,6 @@ def bars(values: Sequence[int], highest: int) -> list[Bar]:
         for number, height in enumerate(heights)
         if height
     ]
-
-
-Line = list[str]
-"""The pieces of a line, each the points of an SVG polyline: it is broken where nothing is known."""
 
 
 def line(values: Sequence[Decimal | None], highest: Decimal, lowest: Decimal) -> Line:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, date, datetime, timedelta
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
 from contracts.execution import Cost
 from contracts.market import RunCost
@@ -74,7 +74,12 @@ def editable(amount: Decimal | None) -> str:
 
 def per_million(price_per_token: str | Decimal) -> str:
     """A price per token, as people compare them: per million tokens."""
-    whole, point, places = money(Decimal(price_per_token) * _MILLION).partition(".")
+    return short(Decimal(price_per_token) * _MILLION)
+
+
+def short(amount: Decimal) -> str:
+    """`money` without zeros behind the cents."""
+    whole, point, places = money(amount).partition(".")
     return f"{whole}{point}{places[:2]}{places[2:].rstrip('0')}"
 
 
@@ -113,6 +118,11 @@ def wait(seconds: float) -> str:
         else (-(-whole // 3600), "hour")
     )
     return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
+def percent(share: float | Decimal) -> str:
+    """`99.91%`, rounded down: only what is all of it is `100%`."""
+    return plain(Decimal(str(share)).quantize(_CENT, ROUND_DOWN)) + "%"
 
 
 def day(moment: date) -> str:

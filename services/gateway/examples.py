@@ -111,9 +111,14 @@ MODEL_DETAIL: dict[str, Any] = {
 }
 
 _PROVIDER: dict[str, Any] = {
-    **{"name": "Azure", "tag": "azure", "quantization": None, "healthy": True, "implicit_caching": True},
-    **{"context_length": 128000, "max_completion_tokens": 16384, "supported_parameters": ["max_tokens", "tools"]},
-    **{"pricing": PRICING, "discount_percent": None, "typical_call_usd": "0.00045", "uptime_1d_percent": 99.91},
+    "name": "Azure",
+    "tag": "azure",
+    "healthy": True,
+    "context_length": 128000,
+    "supported_parameters": ["max_tokens", "tools"],
+    "pricing": PRICING,
+    "typical_call_usd": "0.00045",
+    "uptime_1d_percent": 99.91,
     "first_token_ms": {"p50": 410.0, "p75": 520.0, "p90": 760.0, "p99": 2100.0},
     "tokens_per_s": {"p50": 88.0, "p75": 71.0, "p90": 54.0, "p99": 20.0},
 }

@@ -1,7 +1,10 @@
 """A Chromium and a stack with the real list of models, both started once for the tests of the console."""
 
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import pytest
 import pytest_asyncio
 from playwright.async_api import Browser
 
@@ -21,11 +24,19 @@ async def browser() -> AsyncIterator[Browser]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def console_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recorded catalog as the sandbox of `console_stack` serves it: a test may change a model that no other test names."""
+    copy = tmp_path_factory.mktemp("catalog") / "models.json"
+    shutil.copyfile(shared_data() / "openrouter-models.json", copy)
+    return copy
+
+
 @pytest_asyncio.fixture(scope="session")
-async def console_stack(stack_factory: StackFactory) -> AsyncIterator[Stack]:
+async def console_stack(stack_factory: StackFactory, console_catalog: Path) -> AsyncIterator[Stack]:
     """The whole system with all models of the recorded catalog; ordinary models answer fast."""
     sandbox = {
-        "SANDBOX_CATALOG": str(shared_data() / "openrouter-models.json"),
+        "SANDBOX_CATALOG": str(console_catalog),
         "SANDBOX_FIRST_TOKEN_MS": "20",
         "SANDBOX_TOKENS_PER_S": "1000",
     }

@@ -16,7 +16,7 @@ PAGES = {
     "models": "/models",
     "models-found": "/models?q=claude&capability=vision",
     "models-none": "/models?q=zzqx",
-    "model": "/models/anthropic/claude-sonnet-4.5",
+    "model": "/models/anthropic/claude-sonnet-4.5?providers=true",
     "listings": "/listings",
     "resources-none": "/resources",
     "resource-new": "/resources/new?model=anthropic/claude-sonnet-4.5",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query
 from pydantic import Field
@@ -14,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts.base import Contract
-from contracts.catalog import Model, ModelDetail, ModelPage, ModelSort, PriceChange
-from services.console.charts import Steps, steps
+from contracts.catalog import Model, ModelDetail, ModelPage, ModelSort
+from contracts.providers import ModelProviders
+from services.console import prices
+from services.console.api import ApiError, Problem
 from services.console.navigation import Entry
 from services.console.session import Session, SignedIn
 from services.console.views import view
@@ -84,20 +86,31 @@ async def search_models(request: Request, session: SignedIn, search: Annotated[S
 
 
 @router.get("/models/{author}/{slug}")
-async def one_model(request: Request, session: SignedIn, author: str, slug: str) -> Response:
-    """Everything that is known of one model."""
-    model = await session.api.get(f"/api/models/{author}/{slug}", ModelDetail)
+async def one_model(
+    request: Request,
+    session: SignedIn,
+    author: str,
+    slug: str,
+    providers: Annotated[bool, Query(description="Ask OpenRouter who serves it.")] = False,
+) -> Response:
+    """Everything that is known of one model. Its script asks for `providers` once the page is there: that may take a while."""
+    path = f"/api/models/{quote(author, safe='')}/{quote(slug, safe='')}"
+    model = await session.api.get(path, ModelDetail)
+    served = await _served(session, path) if providers else None
     changes = sorted(model.price_history, key=lambda change: change.since)
-    return await view(request, "model.html", model=model, changes=changes, lines=_lines(changes))
+    return await view(
+        request,
+        "model.html",
+        model=model,
+        prices=prices,
+        history=prices.history(changes, datetime.now(UTC)),
+        served=served,
+    )
 
 
-def _lines(changes: Sequence[PriceChange]) -> dict[str, Steps] | None:
-    """The price history as two lines on one scale, per million tokens; None where there is no figure to draw."""
-    known = [change for change in changes if change.pricing.price_kind not in ("runtime", "unknown")]
-    if not known:
-        return None
-    prompts = [(change.since, Decimal(change.pricing.prompt) * _MILLION) for change in known]
-    completions = [(change.since, Decimal(change.pricing.completion) * _MILLION) for change in known]
-    highest = max(value for _, value in prompts + completions)
-    now = datetime.now(UTC)
-    return {"prompt": steps(prompts, now, highest), "completion": steps(completions, now, highest)}
+async def _served(session: Session, path: str) -> ModelProviders | Problem:
+    """Who serves the model, or why that is not known: the page has more to say than this."""
+    try:
+        return await session.api.get(f"{path}/providers", ModelProviders)
+    except ApiError as error:
+        return error.problem
