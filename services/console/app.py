@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +28,7 @@ from services.console.session import Console, SignInNeededError, console_of
 from services.console.views import STATIC, asks_for_part, problem_view, sign_in_path, static_file
 from services.runtime.health import Health
 
+_GZIP_LEVEL = 4
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 _OPERATION = frozenset({"/livez", "/readyz"})
 _NO_SUCH_PAGE = Problem(
@@ -160,4 +162,5 @@ def create_app(
     app.add_api_route("/static/{name}", _static)
     for page in PAGES:
         app.router.routes.extend(page.router.routes)
-    return Guarded(app, health, gateway_public_url)
+    # No page holds a secret beside something that another site could choose. Streams of events go through as they are.
+    return Guarded(GZipMiddleware(app, minimum_size=1000, compresslevel=_GZIP_LEVEL), health, gateway_public_url)

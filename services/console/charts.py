@@ -49,7 +49,7 @@ class Bar(NamedTuple):
 def bars(values: Sequence[int], highest: int) -> list[Bar]:
     """A bar for each value that is not zero, each in the place of its own."""
     step = WIDTH / len(values)
-    heights = [value / highest * (HEIGHT - 8) if highest else 0.0 for value in values]
+    heights = [value / highest * (HEIGHT - 4) if highest else 0.0 for value in values]
     return [
         Bar(round(number * step + step * 0.15, 1), round(HEIGHT - height, 1), round(step * 0.7, 1), round(height, 1))
         for number, height in enumerate(heights)
@@ -61,15 +61,22 @@ def line(values: Sequence[Decimal | None], highest: Decimal, lowest: Decimal) ->
     """A line over values in equal steps, between the lower of zero and `lowest` and the higher of zero and `highest`."""
     top, bottom = max(highest, Decimal(0)), min(lowest, Decimal(0))
     span, step = (top - bottom) or Decimal(1), WIDTH / len(values)
-    pieces: list[list[str]] = [[]]
+    pieces: list[list[tuple[float, float]]] = [[]]
     for number, value in enumerate(values):
         if value is None:
             pieces.append([])
             continue
         y = HEIGHT - 4 - float((value - bottom) / span) * (HEIGHT - 8)
+        pieces[-1].append(((number + 0.5) * step, y))
+    return [_points(piece, step) for piece in pieces if piece]
+
+
+def _points(piece: list[tuple[float, float]], step: float) -> str:
+    if len(piece) == 1:
         # A day alone has a line too.
-        pieces[-1] += [f"{number * step + step * 0.2:.1f},{y:.1f}", f"{number * step + step * 0.8:.1f},{y:.1f}"]
-    return [" ".join(piece) for piece in pieces if piece]
+        ((x, y),) = piece
+        piece = [(x - step * 0.3, y), (x + step * 0.3, y)]
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in piece)
 
 
 def height_of(value: Decimal, highest: Decimal, lowest: Decimal) -> float:

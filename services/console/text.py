@@ -101,10 +101,18 @@ def size(number: int) -> str:
 
 
 def seconds(milliseconds: int | None) -> str:
-    """A duration: `310 ms`, `4.2 s`."""
+    """A duration: `310 ms`, `4.2 s`, `2 min 8 s`, `3 h 20 min`."""
     if milliseconds is None:
         return UNKNOWN
-    return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+    if milliseconds < 1000:
+        return f"{milliseconds} ms"
+    if milliseconds < 60_000 - 50:
+        return f"{milliseconds / 1000:.1f} s"
+    minutes, rest = divmod(round(milliseconds / 1000), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
 def wait(seconds: float) -> str:

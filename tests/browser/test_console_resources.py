@@ -282,7 +282,7 @@ async def test_the_list_publishes_and_pauses(browser: Browser, console_stack: St
         await expect(page.get_by_text("Your first resource")).to_be_visible()
         await person.create(name="One")
         await page.reload()
-        row = page.locator(".listed", has_text="One")
+        row = page.locator(".rows li", has_text="One")
         await expect(row).to_contain_text("$0.01 a run")
         await expect(row).to_contain_text("you keep")
         await row.get_by_role("button", name="Publish").click()

@@ -56,7 +56,7 @@ def test_lines_stay_within_the_chart_and_break_where_nothing_is_known() -> None:
 
 def test_a_day_without_runs_has_its_place_and_no_bar() -> None:
     bars = charts.bars([0, 2, 0, 4], 4)
-    assert [bar.height for bar in bars] == [(charts.HEIGHT - 8) / 2, charts.HEIGHT - 8]
+    assert [bar.height for bar in bars] == [(charts.HEIGHT - 4) / 2, charts.HEIGHT - 4]
     assert bars[1].x > charts.WIDTH * 3 / 4
     assert all(bar.y + bar.height == charts.HEIGHT for bar in bars)
 

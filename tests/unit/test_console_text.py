@@ -116,3 +116,21 @@ def test_moments_are_said_as_people_say_them(passed: timedelta, written: str) ->
 )
 def test_tokens_are_counted_in_short(number: int | None, written: str) -> None:
     assert text.tokens(number) == written
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "written"),
+    [
+        (None, "unknown"),
+        (0, "0 ms"),
+        (999, "999 ms"),
+        (4_240, "4.2 s"),
+        (59_940, "59.9 s"),
+        (59_960, "1 min"),
+        (128_400, "2 min 8 s"),
+        (3_600_000, "1 h"),
+        (12_030_000, "3 h 20 min"),
+    ],
+)
+def test_durations_are_written_for_people(milliseconds: int | None, written: str) -> None:
+    assert text.seconds(milliseconds) == written
