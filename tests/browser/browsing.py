@@ -125,6 +125,11 @@ async def fits(page: Page) -> None:
     assert not await page.evaluate(too_wide), f"{page.url} has to be scrolled sideways"
 
 
+def pictured() -> bool:
+    """Whether pictures are kept."""
+    return bool(os.environ.get("SCREENSHOTS"))
+
+
 async def picture(page: Page, name: str) -> None:
     """Writes the page, the first screens of a long one, as `<name>.png` into the folder `SCREENSHOTS`, where one is named."""
     if folder := os.environ.get("SCREENSHOTS"):

@@ -10,6 +10,7 @@ from playwright.async_api import Browser
 
 from deploy.local.stack import Stack
 from tests.browser.browsing import chromium, running_browser
+from tests.browser.furnished import Account, furnished
 from tests.conftest import StackFactory
 from tests.stack import shared_data
 
@@ -42,3 +43,10 @@ async def console_stack(stack_factory: StackFactory, console_catalog: Path) -> A
     }
     async with stack_factory(settings={"sandbox": sandbox}) as running:
         yield running
+
+
+@pytest_asyncio.fixture(scope="session")
+async def account(console_stack: Stack) -> AsyncIterator[Account]:
+    """An account in which something has happened; tests look at it and change nothing."""
+    async with furnished(console_stack) as made:
+        yield made

@@ -1,15 +1,18 @@
 """What is demanded of every page, in light and dark, wide and narrow: axe finds nothing serious, nothing has to be scrolled
-sideways, nothing comes from anywhere else. `SCREENSHOTS=<folder>` keeps pictures of all of them.
+sideways, nothing comes from anywhere else. `SCREENSHOTS=<folder>` keeps pictures of all of them in all four forms.
 
 axe sees each page twice, light and wide, dark and narrow: it takes seconds, and finds nothing more in the other two."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
-from playwright.async_api import Browser
+from playwright.async_api import Browser, Page
 
 from deploy.local.stack import Stack
-from tests.browser.browsing import NARROW, WIDE, accessible, fits, picture, visiting
+from tests.browser.browsing import NARROW, WIDE, accessible, fits, picture, pictured, visiting
+from tests.browser.furnished import Account
 from tests.e2e.client import connected
 
 PAGES = {
@@ -27,22 +30,47 @@ PAGES = {
     "not-found": "/nowhere",
 }
 """Addresses that need no data of their own, by the name of their picture."""
-AXE = (("light", WIDE), ("dark", NARROW))
+Theme = Literal["light", "dark"]
+THEMES: tuple[Theme, ...] = ("light", "dark")
+FORMS = (("light", WIDE), ("dark", NARROW))
+NARROWEST = 320
 
 
-@pytest.mark.parametrize("width", [WIDE, NARROW])
-@pytest.mark.parametrize("theme", ["light", "dark"])
-async def test_every_page_is_fit_for_everybody(browser: Browser, console_stack: Stack, theme: str, width: int) -> None:
+async def looked_at(page: Page, paths: dict[str, str], theme: Theme, width: int) -> None:
+    """axe and the width of each page in one form, then its pictures in both colours."""
+    for name, path in paths.items():
+        await page.emulate_media(color_scheme=theme)
+        await page.goto(path)
+        await accessible(page)
+        await fits(page)
+        if width == NARROW:
+            await page.set_viewport_size({"width": NARROWEST, "height": 900})
+            await fits(page)
+            await page.set_viewport_size({"width": NARROW, "height": 900})
+        if pictured():
+            await page.wait_for_load_state("networkidle")
+            for each in THEMES:
+                await page.emulate_media(color_scheme=each)
+                await picture(page, f"{name}-{each}-{width}")
+
+
+@pytest.mark.parametrize(("theme", "width"), FORMS)
+async def test_every_page_is_fit_for_everybody(
+    browser: Browser, console_stack: Stack, theme: Theme, width: int
+) -> None:
     async with (
         connected(console_stack, "viewer") as person,
-        visiting(browser, console_stack, person.name, theme=theme, width=width) as page,
+        visiting(browser, console_stack, person.name, width=width) as page,
     ):
-        for name, path in PAGES.items():
-            await page.goto(path)
-            if (theme, width) in AXE:
-                await accessible(page)
-            await fits(page)
-            await picture(page, f"{name}-{theme}-{width}")
+        await looked_at(page, PAGES, theme, width)
+
+
+@pytest.mark.parametrize(("theme", "width"), FORMS)
+async def test_pages_with_something_on_them_are_too(
+    browser: Browser, console_stack: Stack, account: Account, theme: Theme, width: int
+) -> None:
+    async with visiting(browser, console_stack, account.creator.name, width=width) as page:
+        await looked_at(page, account.paths, theme, width)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -271,6 +271,14 @@ document.addEventListener("click", async (event) => {
   }
 });
 
+// Moments are written in UTC, as days are counted; pointing at one says the same in the time of whoever reads.
+document.addEventListener("pointerover", ({ target }) => {
+  const moment = target.closest?.("time[title]:not([data-here])");
+  if (!moment) return;
+  moment.dataset.here = "";
+  moment.title += `\n${new Date(moment.dateTime).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "long" })}`;
+});
+
 document.querySelector("[data-theme-choice]")?.addEventListener("change", ({ target }) => {
   document.cookie = `theme=${target.value}; path=/; max-age=${target.value ? 31536000 : 0}; samesite=lax`;
   if (target.value) document.documentElement.dataset.theme = target.value;
