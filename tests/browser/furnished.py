@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from deploy.local.stack import Stack
-from tests.e2e.client import Person, connected, good, signed_in, until
+from tests.e2e.client import KEY_PATH, Person, good, signed_in, until
 
 CLAUDE, SMALL, PAINTER = "anthropic/claude-sonnet-4.5", "openai/gpt-4o-mini", "google/gemini-2.5-flash-image"
 COMMITS = "feat: search while typing\nfix: keep the page after signing in again\nfeat!: exports are CSV"
@@ -100,9 +101,14 @@ UNFINISHED = resource(
 
 
 @asynccontextmanager
-async def furnished(stack: Stack) -> AsyncIterator[Account]:
-    """The account, made over HTTP; users of their own, like everybody's."""
-    async with connected(stack, "maya") as maya, signed_in(stack, "tom") as tom:
+async def furnished(stack: Stack, *, live: bool = False) -> AsyncIterator[Account]:
+    """The account, made over HTTP; users of their own, like everybody's.
+
+    `live` gives plain names and a live key: for a stack of its own, whose OpenRouter is the sandbox.
+    """
+    async with signed_in(stack, "maya", exact=live) as maya, signed_in(stack, "tom", exact=live) as tom:
+        maya.key = f"sk-or-{'v1' if live else 'test'}-{uuid4().int}"
+        good(await maya.http.put(KEY_PATH, json={"api_key": maya.key}))
         release, clause, failing = [await maya.publish(**each) for each in (RELEASE, CLAUSE, FAILING)]
         poster = await maya.publish(**{**POSTER, "config": {**POSTER["config"], "modalities": ["image", "text"]}})
         draft = await maya.create(**UNFINISHED)
