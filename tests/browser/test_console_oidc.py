@@ -322,7 +322,9 @@ async def test_a_token_still_signs_in(browser: Browser, house: House) -> None:
         await expect(page.get_by_text(f"Signed in as {user}")).to_be_visible()
         await page.get_by_role("button", name="Sign out").click()
         await page.wait_for_url("**/sign-in")
-        await page.goto(f"/sign-in#token={house.provider.sign(user)}")
+        await page.goto("/sign-in#token=nonsense")
+        await expect(page.get_by_role("alert")).to_contain_text("That is not a token")
+        await page.evaluate("token => { location.hash = 'token=' + token }", house.provider.sign(user))
         await page.wait_for_url("**/models")
 
 
