@@ -121,6 +121,53 @@ async def test_a_run_goes_on_through_a_reload_and_in_a_second_tab(browser: Brows
         await expect(page.get_by_role("textbox", name="text")).to_have_value("a long one")
 
 
+async def test_what_is_stopped_in_one_tab_is_stopped_in_the_other(browser: Browser, console_stack: Stack) -> None:
+    async with connected(console_stack, "seller") as seller:
+        resource = await seller.publish(model="sandbox/drip")
+    async with visiting(browser, console_stack, someone()) as page:
+        await page.goto(f"{address(resource)}/try")
+        await run_it(page)
+        await expect(page.locator(".run-text")).not_to_be_empty()
+        other = await page.context.new_page()
+        await other.goto(page.url)
+        await expect(other.locator(".run-text")).not_to_be_empty()
+        await other.get_by_role("button", name="Stop").click()
+        for tab in (page, other):
+            await expect(tab.locator(".run-state")).to_have_text("Stopped.")
+            await expect(tab.get_by_role("button", name="Stop")).to_be_hidden()
+
+
+async def test_a_run_outlives_its_tab_and_is_found_by_going_back(browser: Browser, console_stack: Stack) -> None:
+    async with connected(console_stack, "seller") as seller:
+        long, fast = await asyncio.gather(seller.publish(model="sandbox/long"), seller.publish())
+    async with visiting(browser, console_stack, someone()) as page:
+        closed = await page.context.new_page()
+        await closed.goto(f"{address(long)}/try")
+        await run_it(closed)
+        await expect(closed.locator(".run-text")).to_contain_text("word001")
+        run = closed.url
+        await closed.close()
+
+        text, state = page.locator(".run-text"), page.locator(".run-state")
+        await page.goto(f"{address(fast)}/try")
+        for said in ("first", "second"):
+            await run_it(page, said)
+            await expect(text).to_have_text(said)
+            await expect(state).to_have_text("Done.")
+        await page.go_back()
+        await expect(text).to_have_text("first")
+        await page.go_back()
+        await expect(text).to_have_count(0)
+        await expect(state).to_have_text("The answer comes here, piece by piece.")
+        await page.go_forward()
+        await page.go_forward()
+        await expect(text).to_have_text("second")
+
+        await page.goto(run)
+        await expect(state).to_have_text("Done.")
+        assert len((await text.inner_text()).split()) == 200
+
+
 async def test_a_stream_that_breaks_goes_on_behind_the_last_event(browser: Browser, console_stack: Stack) -> None:
     async with connected(console_stack, "seller") as seller:
         resource = await seller.publish(model="sandbox/long")
