@@ -31,6 +31,17 @@ LEFT_OUT = (
 )
 WIDE, NARROW = 1280, 390
 PICTURE_PX = 2600
+STILL = 0.02
+"""The share of the window that may move, times how far; browsers call a page good up to 0.1."""
+SHIFTS = """
+globalThis.shifts = [];
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) {
+    if (!entry.hadRecentInput) shifts.push([entry.value, ...entry.sources.map((each) => each.node?.outerHTML?.slice(0, 120))]);
+  }
+}).observe({ type: "layout-shift", buffered: true });
+"""
+PAINTED = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
 SERIOUS = ("serious", "critical")
 # A busy machine: a test waits long before it fails, and not at all where what it waits for is there.
 PATIENCE_MS = 20_000
@@ -117,6 +128,18 @@ async def accessible(page: Page) -> None:
         (each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found if each["impact"] in SERIOUS
     ]
     assert serious == [], page.url
+
+
+async def watch_shifts(page: Page) -> None:
+    """From the next page on, what moves by itself is noted for `still`."""
+    await page.add_init_script(SHIFTS)
+
+
+async def still(page: Page) -> None:
+    """Nothing has jumped on this page since it was opened."""
+    await page.evaluate(PAINTED)
+    shifts = await page.evaluate("shifts")
+    assert sum(score for score, *_ in shifts) <= STILL, f"{page.url} jumps: {shifts}"
 
 
 async def fits(page: Page) -> None:

@@ -1,5 +1,5 @@
 """What is demanded of every page, in light and dark, wide and narrow: axe finds nothing serious, nothing has to be scrolled
-sideways, nothing comes from anywhere else. `SCREENSHOTS=<folder>` keeps pictures of all of them in all four forms.
+sideways, nothing jumps, nothing comes from anywhere else. `SCREENSHOTS=<folder>` keeps pictures of all of them in all four forms.
 
 axe sees each page twice, light and wide, dark and narrow: it takes seconds, and finds nothing more in the other two."""
 
@@ -11,7 +11,7 @@ import pytest
 from playwright.async_api import Browser, Page
 
 from deploy.local.stack import Stack
-from tests.browser.browsing import NARROW, WIDE, accessible, fits, picture, pictured, visiting
+from tests.browser.browsing import NARROW, WIDE, accessible, fits, picture, pictured, still, visiting, watch_shifts
 from tests.browser.furnished import Account
 from tests.e2e.client import connected
 
@@ -37,10 +37,12 @@ NARROWEST = 320
 
 
 async def looked_at(page: Page, paths: dict[str, str], theme: Theme, width: int) -> None:
-    """axe and the width of each page in one form, then its pictures in both colours."""
+    """axe, the width and the stillness of each page in one form, then its pictures in both colours."""
+    await watch_shifts(page)
     for name, path in paths.items():
         await page.emulate_media(color_scheme=theme)
         await page.goto(path)
+        await still(page)
         await accessible(page)
         await fits(page)
         if width == NARROW:
