@@ -31,7 +31,7 @@ LEFT_OUT = (
 )
 WIDE, NARROW = 1280, 390
 PICTURE_PX = 2600
-STILL = 0.02
+STILL = 0.05
 """The share of the window that may move, times how far; browsers call a page good up to 0.1."""
 SHIFTS = """
 globalThis.shifts = [];
