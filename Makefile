@@ -72,9 +72,10 @@ purge: $(INSTALLED) ## Say what is past its time, or all that USER sent and got;
 	@$(BIN)/python -m $(if $(POSTGRES_URL),services.executor.purge,deploy.local purge) \
 		$(if $(filter command line,$(origin USER)),--user '$(USER)') $(if $(YES),--yes)
 
-documents: $(INSTALLED) ## Write contracts/schemas and contracts/asyncapi.json from the registry, and the fault matrix
+documents: $(INSTALLED) ## Write contracts/schemas and contracts/asyncapi.json from the registry, the fault matrix and the Grafana board
 	@$(BIN)/python -m contracts.document
 	@$(BIN)/python -m tests.matrix.page
+	@$(BIN)/python -m deploy.grafana.board
 
 nats-permissions: $(INSTALLED) ## Write deploy/nats.conf from the registry: make nats-permissions [PUBLISHERS="demo other"]
 	@$(BIN)/python -m contracts.permissions $(foreach name,$(PUBLISHERS),--publisher $(name))

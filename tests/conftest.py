@@ -20,6 +20,7 @@ from deploy.local.postgres import Postgres
 from deploy.local.stack import PUBLISHER, Stack
 from tests.browser.browsing import LEFT_OUT, chromium
 from tests.stack import AS_FAST_AS_CAN_BE, ROOT, Database, clone_of
+from tests.watching import PROMTOOL_LEFT_OUT, promtool
 
 # The machines that tests run on are busy: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile(
@@ -145,6 +146,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says what no result can say: that the browser tests did not run."""
+    """Says what no result can say: which tests did not run."""
     if chromium() is None:
         terminalreporter.write_sep("=", LEFT_OUT, yellow=True)
+    if promtool() is None:
+        terminalreporter.write_sep("=", PROMTOOL_LEFT_OUT, yellow=True)

@@ -1,6 +1,6 @@
 """The whole system on one machine: NATS, Postgres, the sandbox and every service, each process with only the variables it needs.
 `make run` and the end-to-end tests start the same thing. Data and secrets stay in the stack's directory; `stack.json` there
-exists while the stack is ready and tells scripts where everything is."""
+exists while the stack is ready and tells scripts where everything is; `targets.json` tells a Prometheus the same."""
 
 import asyncio
 import fcntl
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import urlsplit
 
 from contracts.permissions import OBSERVER, nats_config
 from contracts.subjects import SERVICES
@@ -105,7 +106,7 @@ class Stack:
 
         Raises `ProcessError` or `RuntimeError` with a sentence for the terminal.
         """
-        (self.directory / "stack.json").unlink(missing_ok=True)
+        self._withdraw()
         try:
             await self._start_parts()
         except BaseException:
@@ -115,7 +116,7 @@ class Stack:
 
     async def stop(self) -> None:
         """Ends everything: services first and together, then the servers they need."""
-        (self.directory / "stack.json").unlink(missing_ok=True)
+        self._withdraw()
         servers: list[Part] = [self.nats, self.postgres]
         programs = [part for part in self.parts.values() if part not in servers]
         await asyncio.gather(*(part.stop() for part in programs))
@@ -127,7 +128,7 @@ class Stack:
         return [name for name, part in self.parts.items() if part.child.died]
 
     def describe(self) -> None:
-        """Writes `stack.json`; process ids change with every restart of a part."""
+        """Writes `stack.json` and `targets.json`; process ids change with every restart of a part."""
         services = {name: part for name, part in self.parts.items() if isinstance(part, Service)}
         write_private(
             self.directory / "stack.json",
@@ -157,6 +158,19 @@ class Stack:
             )
             + "\n",
         )
+        targets = [
+            {
+                "targets": [urlsplit(service.metrics_url).netloc],
+                "labels": {"service": name.split("-")[0], "instance": name},
+            }
+            for name, service in services.items()
+        ]
+        # No secret is in it, and a Prometheus runs as another user than we do.
+        (self.directory / "targets.json").write_text(json.dumps(targets, indent=2) + "\n", encoding="utf-8")
+
+    def _withdraw(self) -> None:
+        for name in ("stack.json", "targets.json"):
+            (self.directory / name).unlink(missing_ok=True)
 
     async def _start_parts(self) -> None:
         self.parts["nats"] = self.nats

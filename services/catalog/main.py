@@ -24,6 +24,7 @@ from services.catalog.showing import Showing
 from services.catalog.store import Store
 from services.catalog.sync import CatalogSync
 from services.catalog.upstream import Upstream
+from services.runtime.postgres import count_connections
 from services.runtime.service import Service, run
 from services.runtime.settings import ServiceSettings
 
@@ -63,7 +64,8 @@ def build(settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> Ser
         while True:
             try:
                 await store.open()
-                return await index.reload()
+                await index.reload()
+                return count_connections(store.pool(), registry)
             except ServiceError as error:
                 log.warning("database_awaited", code=error.code.value)
                 await asyncio.sleep(_WAIT_FOR_DATABASE_S)

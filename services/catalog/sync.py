@@ -45,6 +45,8 @@ class CatalogSync:
         self._syncs = Counter(
             "x402jobs_catalog_syncs", "Readings of the upstream list.", ["outcome"], registry=registry
         )
+        for outcome in ("applied", "unchanged", "refused", "failed"):  # an alert sees the first one too
+            self._syncs.labels(outcome)
 
     async def run(self, requested_by: str, *, force: bool = False) -> SyncReport:
         """Read upstream now. What upstream does wrong is in the report; raises UNAVAILABLE only for our own database.

@@ -4,7 +4,6 @@ further revision of the receipt. A cost that cannot be found out becomes `unknow
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import timedelta
 
 import structlog
@@ -21,7 +20,6 @@ from services.executor.upstream import Upstream
 log = structlog.get_logger()
 
 _EVERY_S = 0.5
-_COUNT_EVERY_S = 10.0
 _FIRST_RETRY = timedelta(seconds=1)
 _MOST_LOOKUPS = 10  # 1 + 2 + 4 + … seconds: about 17 minutes in all
 _BATCH = 20
@@ -39,14 +37,9 @@ class PendingCosts:
 
     async def look_up(self) -> None:
         """Background work."""
-        count_at_s = 0.0
         while True:
             due = await self._store.pending_costs(_BATCH, _FIRST_RETRY)
             await asyncio.gather(*(self._settle(pending) for pending in due))
-            # A gauge is read every quarter of a minute or so.
-            if time.monotonic() >= count_at_s:
-                self._metrics.cost_pending.set(await self._store.count_pending_costs())
-                count_at_s = time.monotonic() + _COUNT_EVERY_S
             if len(due) < _BATCH:
                 await asyncio.sleep(_EVERY_S)
 

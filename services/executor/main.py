@@ -37,6 +37,8 @@ from contracts.subjects import (
     WORKFLOWS_RUN,
 )
 from services.executor.attachments import Attachments
+from services.executor.backlog import BacklogWatch
+from services.executor.backlog_store import BacklogStore
 from services.executor.calls import Calls
 from services.executor.cooldowns import Cooldowns
 from services.executor.costs import PendingCosts
@@ -73,7 +75,7 @@ from services.runtime.files import Files
 from services.runtime.hardening import deny_dumps
 from services.runtime.identity import ExecutorIdentity
 from services.runtime.memory import give_large_blocks_back
-from services.runtime.postgres import connect, create_pool, ping
+from services.runtime.postgres import connect, count_connections, create_pool, ping
 from services.runtime.sealing import Keyring
 from services.runtime.service import Service, run
 from services.runtime.settings import ServiceSettings
@@ -154,7 +156,8 @@ def build(settings: Settings) -> Service:
     reconciler = Reconciler(ReconciliationStore(pool), store, upstream, leases, metrics, outgoing)
     _keep_in_touch(service, runner, leases, cooldowns, resolutions)
     costs = PendingCosts(store, upstream, leases, metrics, outgoing)
-    endless = (keeper.renew, keeper.reap, keeper.clean, costs.look_up, outbox.relay, generations.write)
+    backlog = BacklogWatch(BacklogStore(pool), metrics)
+    endless = (backlog.watch, keeper.renew, keeper.reap, keeper.clean, costs.look_up, outbox.relay, generations.write)
     for work in (*endless, jobs.take_in, jobs.work, reconciler.work):
         service.background(work.__qualname__, work)
     service.on_drain(runner.wait_until_idle)
@@ -170,6 +173,7 @@ def _results(settings: Settings) -> Results:
 
 def _pool(service: Service, settings: Settings) -> asyncpg.Pool:
     pool = create_pool(settings.postgres_url.get_secret_value(), service="executor", max_size=settings.postgres_pool)
+    count_connections(pool, service.registry)
     service.health.add("postgres", lambda: ping(pool))
     service.before_bus(lambda: connect(pool))
     service.on_stop(pool.close)

@@ -83,6 +83,7 @@ class Runner:
         self._metrics = metrics
         self._limits = limits
         self._max_running = max_running
+        metrics.slots.set(max_running)
         self.runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[RunReply]] = set()
         self._canceled_early: dict[tuple[UUID, Caller], float] = {}

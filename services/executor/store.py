@@ -386,11 +386,6 @@ class Store:
         )  # fmt: skip
         return [PendingCost(**{name: r[name] for name in PendingCost.__dataclass_fields__}) for r in records]
 
-    async def count_pending_costs(self) -> int:
-        return cast(
-            "int", await self._pool.fetchval("SELECT count(*) FROM executor.attempts WHERE cost_status = 'pending'")
-        )
-
     async def settle_attempt(
         self,
         execution_id: UUID,

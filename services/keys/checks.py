@@ -50,6 +50,8 @@ class Checks:
         self._checks = Counter(
             "x402jobs_key_checks", "Answers of upstream about stored keys.", ["result"], registry=registry
         )
+        for result in ("ok", "suspect", "rejected", "exhausted"):  # an alert sees the first one too
+            self._checks.labels(result)
 
     async def after_refusal(self, request: VerifyKey) -> StoredKey | None:
         """A run was refused: ask, unless upstream was asked just now or the key is another one already."""

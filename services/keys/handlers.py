@@ -87,6 +87,8 @@ class Handlers:
         self._checks = checks
         # result: granted, missing, rejected, forbidden
         self._leases = Counter("x402jobs_key_leases", "Leases asked for, by result.", ["result"], registry=registry)
+        for result in ("granted", "missing", "rejected", "forbidden"):  # an alert sees the first one too
+            self._leases.labels(result)
 
     def register(self) -> None:
         """Put every handler on its subject."""

@@ -20,7 +20,7 @@ from services.keys.store import Store
 from services.keys.verify import Verifier
 from services.runtime.hardening import deny_dumps
 from services.runtime.identity import ExecutorIdentities, IdentityError
-from services.runtime.postgres import connect, create_pool, ping
+from services.runtime.postgres import connect, count_connections, create_pool, ping
 from services.runtime.sealing import Keyring
 from services.runtime.service import Service, run
 from services.runtime.settings import ServiceSettings
@@ -49,6 +49,7 @@ def build(settings: Settings) -> Service:
     registry = CollectorRegistry()
     service = Service("keys", settings, registry)
     pool = create_pool(settings.postgres_url.get_secret_value(), service="keys")
+    count_connections(pool, registry)
     store = Store(pool)
     recipients = Recipients(store, keyring)
     verifier = Verifier(settings.openrouter_url, settings.sandbox_url)

@@ -289,7 +289,7 @@ class Bus:
 
     def serve(self, rpc: Rpc[Q, R], handler: Handler[Q, R]) -> None:
         """Answer a request of the registry, through FastStream."""
-        self.served.add(rpc.subject)
+        self._will_serve(rpc)
 
         async def answer(message: NatsMessage) -> None:
             await self._answer(rpc, handler, message.raw_message)
@@ -306,12 +306,17 @@ class Bus:
 
     def serve_raw(self, rpc: Rpc[Q, R], handler: Handler[Q, R]) -> None:
         """Answer on a plain subscription: saves 0.35 to 0.65 ms of FastStream's decoding and injection on the hot path."""
-        self.served.add(rpc.subject)
+        self._will_serve(rpc)
 
         async def receive(message: Msg) -> None:
             self._spawn(self._answer(rpc, handler, message))
 
         self._raw.append((rpc.subject, rpc.owner, receive))
+
+    def _will_serve(self, rpc: Rpc[Q, R]) -> None:
+        self.served.add(rpc.subject)
+        for code in ("ok", ErrorCode.INTERNAL.value):  # an alert sees the first one too
+            self._requests.labels(rpc.name, code)
 
     async def _answer(self, rpc: Rpc[Q, R], handler: Handler[Q, R], message: Msg) -> None:
         """Decode, handle, reply; whatever goes wrong becomes a typed error, and the subscriber lives on."""

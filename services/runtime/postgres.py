@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import orjson
 import stamina
+from prometheus_client import CollectorRegistry, Gauge
 
 from contracts.errors import ErrorCode, ServiceError
 
@@ -59,6 +60,16 @@ def create_pool(url: str, *, service: str, max_size: int = 10, command_timeout_s
         command_timeout=command_timeout_s,
         server_settings={"application_name": f"x402jobs-{service}", "timezone": "UTC"},
     )
+
+
+def count_connections(pool: asyncpg.Pool, registry: CollectorRegistry) -> None:
+    """Export how much of the pool is in use; once per process."""
+    # state: busy, idle
+    connections = Gauge("x402jobs_postgres_connections", "Connections of this process.", ["state"], registry=registry)
+    connections.labels("busy").set_function(lambda: pool.get_size() - pool.get_idle_size())
+    connections.labels("idle").set_function(pool.get_idle_size)
+    most = Gauge("x402jobs_postgres_connections_max", "Connections that this process may open.", registry=registry)
+    most.set(pool.get_max_size())
 
 
 @asynccontextmanager

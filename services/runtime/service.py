@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import structlog
 import uvicorn
 import uvloop
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from services.runtime.bus import Bus
 from services.runtime.health import Health
@@ -30,6 +30,7 @@ log = structlog.get_logger()
 
 Hook = Callable[[], Awaitable[None]]
 _RESTART_DELAY_S = 1.0
+_LAG_EVERY_S = 0.5
 
 
 class _HttpServer(uvicorn.Server):
@@ -65,6 +66,19 @@ class Process:
         self._servers: list[tuple[_HttpServer, asyncio.Task[None]]] = []
         self._apps: list[tuple[Any, str, int]] = [(self.health, settings.metrics_host, settings.metrics_port)]
         self.started = Gauge("x402jobs_started_timestamp_seconds", "When this process became ready.", registry=registry)
+        # task: what `background` was told of
+        self._failures = Counter(
+            "x402jobs_background_failures",
+            "Deaths of background work, which is begun again.",
+            ["task"],
+            registry=registry,
+        )
+        self._lag = Histogram(
+            "x402jobs_loop_lag_seconds", "How late the event loop comes to what is due.", registry=registry,
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+        )  # fmt: skip
+        ProcessCollector(registry=registry)
+        self.background("loop_lag", self._measure_lag)
 
     def on_stopping(self, hook: Hook) -> None:
         """Run at stop before anything else: end here what would go on for as long as it is let."""
@@ -81,6 +95,7 @@ class Process:
     def background(self, name: str, work: Hook) -> None:
         """Keep `work` running from start to stop; when it dies it is logged and begun again."""
         self._background.append((name, work))
+        self._failures.labels(name)
 
     def serve_http(self, app: Any, host: str, port: int) -> None:
         """Serve a further ASGI application; it listens once everything else is up."""
@@ -116,6 +131,7 @@ class Process:
             try:
                 await work()
             except Exception as error:
+                self._failures.labels(name).inc()
                 if failed_before is type(error):
                     # A database that is down, say: the same failure again needs no second traceback.
                     log.warning("background_failed_again", task=name, error=type(error).__name__)
@@ -123,6 +139,13 @@ class Process:
                     log.exception("background_failed", task=name, error=type(error).__name__)
                 failed_before = type(error)
             await asyncio.sleep(_RESTART_DELAY_S)
+
+    async def _measure_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due_s = loop.time() + _LAG_EVERY_S
+            await asyncio.sleep(_LAG_EVERY_S)
+            self._lag.observe(max(0.0, loop.time() - due_s))
 
     async def stop(self) -> None:
         log.info("service_stopping")

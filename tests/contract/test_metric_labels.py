@@ -12,15 +12,19 @@ from tests.contract.source import python_files, tree, where
 KINDS = {"Counter", "Gauge", "Histogram", "Summary", "Info", "Enum"}
 LABELS = {
     "code": "ok or an ErrorCode",
-    "kind": "of tokens: prompt, completion, reasoning, cached; under a master key: data_key, key_pair, verifier",
+    "kind": "of tokens: prompt, completion, reasoning, cached; under a master key: data_key, key_pair, verifier; "
+    "of media: output, input; of what waits: job, cost, message",
     "direction": "of a difference: more, less",
     "method": "HTTP methods that have a route, or other",
+    "needs": "what readiness asks: bus, postgres, catalog, gateway",
     "outcome": "of a sync: applied, unchanged, refused, failed; of a comparison of costs: same, differs, found, untold",
     "reason": "of a refusal: cooling, rate, budget; of a cooldown: platform, free_tier, provider",
     "result": "a Literal in the code beside the metric",
     "route": "the template of a route of the gateway, or none",
     "rpc": "names of the registry",
+    "state": "of a connection: busy, idle",
     "status": "of an execution, of a model, or an HTTP status",
+    "task": "what `Process.background` was told of",
 }
 
 

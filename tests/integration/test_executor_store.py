@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.base import new_execution_id
+from services.executor.backlog_store import BacklogStore
 from services.executor.limits import Admission
 from services.executor.media_store import IndexedFile, MediaIndex
 from services.executor.store import Ending, NewExecution, OutgoingMessage, Store
@@ -482,7 +483,11 @@ async def test_pending_cost_is_taken_by_one_and_left_alone_for_longer_each_time(
             await sql.fetchval("SELECT round(extract(epoch FROM next_lookup_at - now())) FROM executor.attempts")
         )
     assert waits == [1, 2, 4]
-    assert await store.count_pending_costs() == 1
+    await sql.execute("UPDATE executor.attempts SET started_at = now() - interval '1 hour'")
+    waiting = await BacklogStore(store._pool).read()
+    assert (waiting.jobs, waiting.costs) == (0, 1)
+    assert waiting.oldest_job_s == 0
+    assert 3600 <= waiting.oldest_cost_s < 3660
 
 
 # Looking --------------------------------------------------------------------------------------------------------------

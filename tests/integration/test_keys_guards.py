@@ -135,7 +135,7 @@ async def test_an_identity_is_replaced_while_both_are_trusted(
             assert parties.opened(await ask(parties, request(parties, signer)), "alice") == LIVE_KEY
         with pytest.raises(ServiceError):
             await ask(parties, request(parties, seconds=60))
-        exposition = service.health.metrics()[0].decode()
+        exposition = (await service.health.metrics())[0].decode()
         assert 'x402jobs_key_leases_total{result="forbidden"} 1.0' in exposition
         assert 'x402jobs_key_leases_total{result="granted"} 2.0' in exposition
 

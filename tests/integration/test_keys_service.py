@@ -326,7 +326,7 @@ async def test_metrics_count_leases_by_result(
         await parties.lease("alice")
         with pytest.raises(ServiceError):
             await parties.lease("bob")
-        exposition = service.health.metrics()[0].decode()
+        exposition = (await service.health.metrics())[0].decode()
     assert 'x402jobs_key_leases_total{result="granted"} 1.0' in exposition
     assert 'x402jobs_key_leases_total{result="missing"} 1.0' in exposition
     assert "alice" not in exposition

@@ -44,7 +44,7 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics", responses={200: {"content": _TEXT}}, summary="Prometheus metrics")
 async def metrics(request: Request) -> Response:
     """In the Prometheus text format."""
-    body, media_type = gateway_of(request).health.metrics()
+    body, media_type = await gateway_of(request).health.metrics()
     return Response(body, headers={"Content-Type": media_type})
 
 
