@@ -23,6 +23,6 @@ class BacklogWatch:
             metrics.jobs_waiting.set(backlog.jobs)
             metrics.cost_pending.set(backlog.costs)
             metrics.oldest_seconds.labels("job").set(backlog.oldest_job_s)
-            metrics.oldest_seconds.labels("cost").set(backlog.oldest_cost_s)
+            metrics.oldest_seconds.labels("cost").set(backlog.oldest_lookup_s)
             metrics.oldest_seconds.labels("message").set(backlog.oldest_message_s)
             await asyncio.sleep(_EVERY_S)

@@ -14,7 +14,7 @@ class Backlog:
     jobs: int
     costs: int
     oldest_job_s: float
-    oldest_cost_s: float
+    oldest_lookup_s: float
     oldest_message_s: float
 
 
@@ -39,7 +39,7 @@ class BacklogStore:
                SELECT (SELECT count(*) FROM jobs)::int AS jobs,
                       (SELECT count(*) FROM costs)::int AS costs,
                       coalesce(extract(epoch FROM now() - job), 0)::float8 AS oldest_job_s,
-                      coalesce(extract(epoch FROM now() - cost), 0)::float8 AS oldest_cost_s,
+                      coalesce(extract(epoch FROM now() - cost), 0)::float8 AS oldest_lookup_s,
                       coalesce(extract(epoch FROM now() - message), 0)::float8 AS oldest_message_s
                FROM since"""
         )

@@ -487,7 +487,7 @@ async def test_pending_cost_is_taken_by_one_and_left_alone_for_longer_each_time(
     waiting = await BacklogStore(store._pool).read()
     assert (waiting.jobs, waiting.costs) == (0, 1)
     assert waiting.oldest_job_s == 0
-    assert 3600 <= waiting.oldest_cost_s < 3660
+    assert 3600 <= waiting.oldest_lookup_s < 3660
 
 
 # Looking --------------------------------------------------------------------------------------------------------------
