@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export LOCAL_DIR ?= .local
 
 .DEFAULT_GOAL := help
-.PHONY: help run token test test-fast test-browser coverage-keys check format rotate-master-key master-key-in-use verify-access-log reconcile purge documents nats-permissions compatibility bench drill soak lock install-hooks clean
+.PHONY: help run token test test-fast test-browser pictures coverage-keys check format rotate-master-key master-key-in-use verify-access-log reconcile purge documents nats-permissions compatibility bench drill soak lock install-hooks clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ test-fast: $(INSTALLED) ## Run the tests that need no servers
 # SCREENSHOTS=folder keeps a picture of every page there.
 test-browser: $(INSTALLED) ## Run the tests of the console in the system's Chromium; make test does too: [SCREENSHOTS=folder]
 	@$(BIN)/python -m pytest -n auto --maxprocesses 2 --dist loadfile tests/browser
+
+pictures: $(INSTALLED) ## Make the pictures of the console in README.md anew
+	@$(BIN)/python -m tests.browser.pictures
 
 coverage-keys: $(INSTALLED) ## Show that every line that decides about a secret is run by a test
 	@$(BIN)/python -m coverage erase

@@ -7,12 +7,13 @@ import re
 import shlex
 from datetime import date
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
 from contracts.catalog import InputField
 from contracts.market import ResourceStats
-from services.console import charts, figures
+from services.console import charts, figures, views
 from services.console.api import ApiError
 from services.console.forms import Form
 from services.console.inputs import input_values
@@ -82,3 +83,11 @@ def test_scripts_import_each_other_by_the_address_that_pages_use() -> None:
     found = re.findall(r'from "([^"]+)"', static_file("upload.js").decode())
     assert found == [static_url("console.js"), static_url("run.js")]
     assert all(b'"./' not in static_file(name) for name in STATIC if name.endswith(".js"))
+
+
+def test_every_rule_of_the_style_sheet_is_used() -> None:
+    rules = re.sub(r'/\*.*?\*/|url\("[^"]*"\)', "", static_file("console.css").decode(), flags=re.DOTALL)
+    folder = Path(views.__file__).parent
+    pages = "".join(path.read_text() for kind in ("html", "js", "py") for path in folder.rglob(f"*.{kind}"))
+    words = set(re.findall(r"[\w-]+", pages))
+    assert set(re.findall(r"\.([a-zA-Z][\w-]*)", rules)) - words == set()
