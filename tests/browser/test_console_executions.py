@@ -10,8 +10,8 @@ from typing import Any
 from playwright.async_api import Browser, Page, expect
 
 from deploy.local.stack import Stack
-from tests.browser.browsing import NARROW, accessible, fits, picture, visiting
-from tests.e2e.client import Person, connected, good, signed_in
+from tests.browser.browsing import picture, visiting
+from tests.e2e.client import connected, good, signed_in
 
 STATE = re.compile("^(done|failed|stopped|running|waiting)$")
 
@@ -19,17 +19,6 @@ STATE = re.compile("^(done|failed|stopped|running|waiting)$")
 async def open_run(page: Page, execution_id: str) -> None:
     await page.goto(f"/executions/{execution_id}")
     await expect(page.get_by_role("heading", name="How it went")).to_be_visible()
-
-
-async def looked_at(browser: Browser, stack: Stack, person: Person, paths: dict[str, str]) -> None:
-    """The narrow dark form of pages that need data of their own."""
-    async with visiting(browser, stack, person.name, width=NARROW, theme="dark") as page:
-        for name, path in paths.items():
-            await page.goto(path)
-            await page.wait_for_load_state("networkidle")
-            await accessible(page)
-            await fits(page)
-            await picture(page, f"{name}-dark-narrow")
 
 
 def step(name: str, resource: str, text: str) -> dict[str, Any]:
@@ -77,8 +66,6 @@ async def test_runs_are_listed_for_who_made_them_and_for_whose_they_are(browser:
             await expect(page.get_by_role("region", name="List of attempts").get_by_role("row")).to_have_count(2)
             await expect(page.get_by_role("img", name=re.compile("In the queue .*Writing"))).to_be_visible()
             assert "hello" not in await page.locator("#main").inner_text()
-        paths = {"executions": "/executions?role=owner", "execution": f"/executions/{paid['execution_id']}"}
-        await looked_at(browser, console_stack, creator, paths)
 
 
 async def test_a_list_of_runs_goes_on(browser: Browser, console_stack: Stack) -> None:
@@ -201,7 +188,6 @@ async def test_a_workflow_fails_and_is_resumed(browser: Browser, console_stack: 
         await expect(edit.get_by_text(STATE).first).to_have_text("failed")
         await expect(edit.get_by_role("alert")).to_contain_text("too long")
         await expect(last).to_contain_text("skipped")
-        await looked_at(browser, console_stack, person, {"workflow": path, "workflows": "/workflows"})
 
         config = {"model_id": "sandbox/echo", "prompt_template": "{{text}}", "max_tokens": 2000}
         good(await person.http.patch(f"/api/resources/{bad['id']}", json={"openrouter_config": config}))
