@@ -125,7 +125,6 @@ async def furnished(stack: Stack, *, live: bool = False) -> AsyncIterator[Accoun
         page, listing = f"/resources/{release['id']}", f"/listings/{maya.name}/{release['slug']}"
         paths = {
             "resources": "/resources",
-            "resources-draft": "/resources?status=draft",
             "resource": page,
             "resource-draft": f"/resources/{draft['id']}",
             "resource-edit": f"{page}/edit",
@@ -134,7 +133,6 @@ async def furnished(stack: Stack, *, live: bool = False) -> AsyncIterator[Accoun
             "listing": listing,
             "listing-try": f"{listing}/try",
             "executions": "/executions?role=owner",
-            "executions-failed": "/executions?status=failed",
             "execution": f"/executions/{own['execution_id']}",
             "execution-sold": f"/executions/{sold['execution_id']}",
             "execution-painted": f"/executions/{painted['execution_id']}",
