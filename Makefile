@@ -42,7 +42,7 @@ pictures: $(INSTALLED) ## Make the pictures of the console in README.md anew
 
 coverage-keys: $(INSTALLED) ## Show that every line that decides about a secret is run by a test
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m coverage run -m pytest tests/integration/test_keys_*.py tests/unit/test_keys_*.py tests/unit/test_sealing.py
+	@$(BIN)/python -m coverage run -m pytest tests/integration/keys tests/unit/test_keys_*.py tests/unit/test_sealing.py
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report
 

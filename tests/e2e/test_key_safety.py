@@ -10,7 +10,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from deploy.local.stack import DATABASE, Stack
 from tests.e2e.client import KEY_PATH, Person, connected, good, problem
-from tests.integration.test_keys_process import forms_of
+from tests.integration.keys.test_keys_process import forms_of
 
 
 def processes(stack: Stack) -> Iterator[psutil.Process]:

@@ -26,31 +26,8 @@ from tests.integration.keys_parts import (
     keys_running,
     keys_settings,
     parties_around,
-    running_upstream,
 )
 from tests.stack import ROOT, Database
-
-
-@pytest_asyncio.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with create_pool(database.dsn("keys"), service="keys") as pool:
-        yield Store(pool)
-
-
-@pytest_asyncio.fixture
-async def superuser(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database.superuser)
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-@pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running_upstream() as running:
-        yield running
-
 
 # The access log -------------------------------------------------------------------------------------------------------
 

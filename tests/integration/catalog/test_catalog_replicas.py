@@ -42,12 +42,6 @@ async def upstream() -> AsyncIterator[Upstream]:
 
 
 @pytest_asyncio.fixture
-async def parties(nats_server: Nats, credentials: Credentials) -> AsyncIterator[Parties]:
-    async with parties_around(nats_server, credentials) as around:
-        yield around
-
-
-@pytest_asyncio.fixture
 async def store(database: Database) -> AsyncIterator[Store]:
     one = Store(SecretStr(database.dsn("catalog")))
     await one.open()

@@ -14,7 +14,7 @@ import pytest_asyncio
 from services.executor.limits import UNLIMITED, Admission, Hold, Rates
 from services.executor.limits_store import LimitsStore
 from services.executor.store import NewExecution, Store
-from tests.integration.test_executor_store import ending, new
+from tests.integration.executor.test_executor_store import ending, new
 
 DOLLAR, NOTHING = Decimal(1), Decimal(0)
 

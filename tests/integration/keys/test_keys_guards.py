@@ -27,17 +27,10 @@ from tests.integration.keys_parts import (
     keys_running,
     keys_settings,
     parties_around,
-    running_upstream,
 )
 from tests.stack import Database
 
 STRANGER = ExecutorIdentity.parse("c3RyYW5nZXItc3RyYW5nZXItc3RyYW5nZXItc3RyYW4=")
-
-
-@pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running_upstream() as running:
-        yield running
 
 
 @asynccontextmanager

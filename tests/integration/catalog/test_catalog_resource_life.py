@@ -36,7 +36,6 @@ from tests.integration.catalog_parts import (
     draft,
     entry,
     is_ready,
-    parties_around,
     running_upstream,
     until_async,
 )
@@ -48,20 +47,6 @@ async def upstream() -> AsyncIterator[Upstream]:
     async with running_upstream() as running:
         running.entries = [entry("m/a"), entry("m/b"), entry("m/c"), entry("m/a:batch"), entry("m/d")]
         yield running
-
-
-@pytest_asyncio.fixture
-async def parties(nats_server: Nats, credentials: Credentials) -> AsyncIterator[Parties]:
-    async with parties_around(nats_server, credentials) as around:
-        yield around
-
-
-@pytest_asyncio.fixture
-async def catalog(
-    database: Database, nats_server: Nats, credentials: Credentials, upstream: Upstream, parties: Parties
-) -> AsyncIterator[Service]:
-    async with catalog_running(catalog_settings(database, nats_server, credentials, upstream)) as service:
-        yield service
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 answers the exchange as a test says."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,28 +22,14 @@ from contracts.subjects import KEYS_OAUTH_BEGIN, KEYS_OAUTH_COMPLETE
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from deploy.local.ports import HOST, free_port
-from deploy.local.process import Child, inherited_environment
-from deploy.local.service import Sandbox
 from services.keys.guards import oauth
 from services.keys.guards.limits import MOST
+from tests.integration.keys.test_keys_process import everything_stored, forms_of, keys_process, started
 from tests.integration.keys_parts import LIVE_KEY, Parties, keys_running, keys_settings, let_time_pass, parties_around
-from tests.integration.test_keys_process import everything_stored, forms_of, keys_process, started
-from tests.stack import ROOT, Database
+from tests.stack import Database
 
 CALLBACK = "http://localhost:8403/openrouter/callback?tab=keys"
 MADE_KEY = "sk-or-v1-made-by-openrouter-0123456789"
-
-
-@pytest_asyncio.fixture(scope="module")
-async def sandbox(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    log = tmp_path_factory.mktemp("sandbox") / "sandbox.log"
-    child = Child("sandbox", [sys.executable, "-m", "deploy.sandbox"], env=inherited_environment(), log=log, cwd=ROOT)
-    process = Sandbox(child)
-    await process.start()
-    try:
-        yield process.url
-    finally:
-        await process.stop()
 
 
 def replica(

@@ -1,7 +1,6 @@
 """The keys service on a real bus, a real database and the real sandbox, asked as the gateway and the executor ask it."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -15,8 +14,6 @@ from contracts.keys import ConnectKey
 from contracts.subjects import ERROR_CODE_HEADER, KEYS_CONNECT, KEYS_LEASE, RPCS
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
-from deploy.local.process import Child, inherited_environment
-from deploy.local.service import Sandbox
 from services.keys import verify
 from services.runtime.sealing import connect_context, seal
 from tests.integration.keys_parts import (
@@ -28,28 +25,9 @@ from tests.integration.keys_parts import (
     keys_running,
     keys_settings,
     parties_around,
-    running_upstream,
     until,
 )
-from tests.stack import ROOT, Database
-
-
-@pytest_asyncio.fixture(scope="module")
-async def sandbox(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    log = tmp_path_factory.mktemp("sandbox") / "sandbox.log"
-    child = Child("sandbox", [sys.executable, "-m", "deploy.sandbox"], env=inherited_environment(), log=log, cwd=ROOT)
-    process = Sandbox(child)
-    await process.start()
-    try:
-        yield process.url
-    finally:
-        await process.stop()
-
-
-@pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running_upstream() as running:
-        yield running
+from tests.stack import Database
 
 
 @pytest_asyncio.fixture

@@ -1,11 +1,10 @@
 """Syncs on a real bus and a real database, with an upstream that comes, goes, changes its mind and lies."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import asyncpg
 import pytest
-import pytest_asyncio
 from pydantic import SecretStr
 
 from contracts.catalog import ListSyncs
@@ -22,32 +21,9 @@ from tests.integration.catalog_parts import (
     catalog_settings,
     entry,
     metric,
-    parties_around,
-    running_upstream,
     until_async,
 )
 from tests.stack import Database, shared_data
-
-
-@pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running_upstream() as running:
-        yield running
-
-
-@pytest_asyncio.fixture
-async def parties(nats_server: Nats, credentials: Credentials) -> AsyncIterator[Parties]:
-    async with parties_around(nats_server, credentials) as around:
-        yield around
-
-
-@pytest_asyncio.fixture
-async def catalog(
-    database: Database, nats_server: Nats, credentials: Credentials, upstream: Upstream, parties: Parties
-) -> AsyncIterator[Service]:
-    """A catalog that has just read m/a, m/b and m/c."""
-    async with catalog_running(catalog_settings(database, nats_server, credentials, upstream)) as service:
-        yield service
 
 
 async def test_the_catalog_is_read_at_the_start(catalog: Service, parties: Parties) -> None:

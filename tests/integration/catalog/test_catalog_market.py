@@ -29,17 +29,10 @@ from tests.integration.catalog_parts import (
     catalog_settings,
     draft,
     entry,
-    running_upstream,
     until_async,
 )
 from tests.integration.market_parts import Market, market_around, receipt
 from tests.stack import Database
-
-
-@pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running_upstream() as running:
-        yield running
 
 
 @pytest_asyncio.fixture

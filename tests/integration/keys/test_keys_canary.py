@@ -23,8 +23,7 @@ from services.keys.recipient import unlock_pair
 from services.keys.store import Store
 from services.runtime.postgres import create_pool
 from services.runtime.sealing import Keyring, RecipientKey, connect_context, lease_context
-from tests.integration.keys_parts import INSTANCE, Parties, parties_around, running_upstream
-from tests.integration.test_keys_process import (
+from tests.integration.keys.test_keys_process import (
     CANARY,
     forms_of,
     keys_process,
@@ -32,6 +31,7 @@ from tests.integration.test_keys_process import (
     measured,
     started,
 )
+from tests.integration.keys_parts import INSTANCE, Parties, parties_around, running_upstream
 from tests.stack import ROOT, Database
 
 OTHER_CANARY = CANARY.replace("5a7e", "07e4")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-import pytest_asyncio
 
 from contracts.catalog import CatalogSynced, ListSyncs, SyncReport
 from contracts.subjects import CATALOG_SYNCED, CATALOG_SYNCS
@@ -25,33 +24,10 @@ from tests.integration.catalog_parts import (
     catalog_settings,
     entry,
     is_ready,
-    parties_around,
     running_upstream,
     until_async,
 )
 from tests.stack import ROOT, Database
-
-
-@pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running_upstream() as one:
-        yield one
-
-
-@pytest_asyncio.fixture
-async def parties(nats_server: Nats, credentials: Credentials) -> AsyncIterator[Parties]:
-    async with parties_around(nats_server, credentials) as around:
-        yield around
-
-
-@pytest_asyncio.fixture
-async def admin(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    """The superuser, who may look at and change everything."""
-    connection = await asyncpg.connect(database.superuser)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def syncs(parties: Parties) -> list[SyncReport]:

@@ -4,13 +4,12 @@ nobody, the commands of an operator."""
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import asyncpg
 import pytest
-import pytest_asyncio
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -29,7 +28,6 @@ from services.keys.recipient import Recipients, unlock_pair
 from services.keys.ring import CustodySettings, RingError, check_master_keys
 from services.keys.rotate import rotate
 from services.keys.store import Store
-from services.runtime.postgres import create_pool
 from services.runtime.sealing import Keyring
 from tests.integration.custody_parts import BOTH, NEW, NEW_RING, OLD, OLD_RING, keep, log, master_key, opened_key
 from tests.integration.keys_parts import (
@@ -39,31 +37,8 @@ from tests.integration.keys_parts import (
     keys_running,
     keys_settings,
     parties_around,
-    running_upstream,
 )
 from tests.stack import Database
-
-
-@pytest_asyncio.fixture
-async def store(database: Database) -> AsyncIterator[Store]:
-    async with create_pool(database.dsn("keys"), service="keys") as pool:
-        yield Store(pool)
-
-
-@pytest_asyncio.fixture
-async def superuser(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database.superuser)
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-@pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running_upstream() as running:
-        yield running
-
 
 # A ring that changes --------------------------------------------------------------------------------------------------
 

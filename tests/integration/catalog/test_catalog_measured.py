@@ -1,48 +1,19 @@
 """What a resource's runs took, as the estimate of its next run, for its owner alone."""
 
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
 import asyncpg
 import pytest
-import pytest_asyncio
 
 from contracts.catalog import Estimate, EstimateCost, Resource
 from contracts.errors import ErrorCode, ServiceError
 from contracts.subjects import MODELS_ESTIMATE
-from deploy.local.credentials import Credentials
-from deploy.local.nats import Nats
 from services.runtime.service import Service
 from tests.integration.catalog_parts import (
     Parties,
-    Upstream,
-    catalog_running,
-    catalog_settings,
-    parties_around,
-    running_upstream,
 )
 from tests.stack import Database
-
-
-@pytest_asyncio.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with running_upstream() as one:
-        yield one
-
-
-@pytest_asyncio.fixture
-async def parties(nats_server: Nats, credentials: Credentials) -> AsyncIterator[Parties]:
-    async with parties_around(nats_server, credentials) as around:
-        yield around
-
-
-@pytest_asyncio.fixture
-async def catalog(
-    database: Database, nats_server: Nats, credentials: Credentials, upstream: Upstream, parties: Parties
-) -> AsyncIterator[Service]:
-    async with catalog_running(catalog_settings(database, nats_server, credentials, upstream)) as service:
-        yield service
 
 
 async def ask(parties: Parties, resource: Resource, owner: str | None = "ann", **request: Any) -> Estimate:
