@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
@@ -38,8 +39,18 @@ def money(amount: Decimal | None) -> str:
 
 def breakdown(cost: RunCost | Cost) -> tuple[str, str, str]:
     """Model, markup and total with as many places each, so that they add up as they stand: `$0.0010`, `$0.0090`, `$0.0100`."""
+    return _broken_down(cost, max(_places(amount) for amount in (cost.model_usd, cost.markup_usd, cost.price_usd)))
+
+
+def breakdowns(costs: Sequence[RunCost]) -> list[tuple[str, str, str]]:
+    """Several side by side, all with as many places: four, or what shows two digits of a cost below a hundredth of a cent."""
+    tiny = [cost.model_usd.adjusted() for cost in costs if cost.model_usd and cost.model_usd < _SMALL]
+    places = 1 - min(tiny, default=-3)
+    return [_broken_down(cost, places) for cost in costs]
+
+
+def _broken_down(cost: RunCost | Cost, places: int) -> tuple[str, str, str]:
     model, markup, total = cost.model_usd, cost.markup_usd, cost.price_usd
-    places = max(_places(amount) for amount in (model, markup, total))
     if model is not None and total is not None:
         # Rounded by itself it might be a last digit off.
         markup = _rounded(total, places) - _rounded(model, places)

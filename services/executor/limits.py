@@ -109,7 +109,7 @@ def hold_of(resource: ResolvedResource, caller: Caller, most_usd: Decimal) -> Ho
             raise ServiceError(
                 ErrorCode.CONFLICT,
                 f"This run may cost up to {plain(most_usd)} USD, more than {_whose(scope)}, {plain(limit)} USD a day. Raise"
-                " it with PUT /api/budgets, or lower max_tokens of the resource."
+                " it in your settings (PUT /api/budgets), or lower max_tokens of the resource."
                 if is_creator(resource.owner, caller)
                 else "This run may cost more than the creator of the resource spends in a day. Send a shorter input.",
             )
@@ -192,7 +192,7 @@ def _over_budget(admission: Admission, owner: str, caller: Caller, hold: Hold) -
             f"This run may cost up to {plain(hold.usd)} USD, and {_whose(admission.reason)} of"
             f" {plain(admission.limit_usd)} USD a day has {plain(max(left, Decimal(0)))} USD left"
             f" ({plain(admission.spent_usd)} spent, {plain(admission.held_usd)} held by runs under way)."
-            f" Try again {when}, or raise it with PUT /api/budgets.",
+            f" Try again {when}, or raise it in your settings (PUT /api/budgets).",
             scope,
             wait_s,
         )

@@ -71,6 +71,17 @@ def test_a_breakdown_adds_up_as_it_stands(model: Decimal, price: Decimal) -> Non
     assert shown[0] + shown[1] == shown[2]
 
 
+def test_several_breakdowns_side_by_side_have_as_many_places() -> None:
+    low, expected, ceiling = text.breakdowns(
+        [_cost("0.0004291", "0.03"), _cost("0.00233", "0.03"), _cost("0.03978", "0.03")]
+    )
+    assert low == ("$0.0004", "$0.0296", "$0.0300")
+    assert expected == ("$0.0023", "$0.0277", "$0.0300")
+    assert ceiling == ("$0.0398", "−$0.0098", "$0.0300")
+    cheap, unknown = text.breakdowns([_cost("0.0000258", "0.01"), _cost(None, "0.01")])
+    assert (cheap, unknown) == (("$0.000026", "$0.009974", "$0.010000"), ("unknown", "unknown", "$0.010000"))
+
+
 @given(st.decimals(min_value="1e-15", max_value="1e8", allow_nan=False))
 def test_an_amount_is_never_written_as_nothing_or_with_an_exponent(amount: Decimal) -> None:
     written = text.money(amount)
