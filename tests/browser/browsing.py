@@ -27,7 +27,9 @@ FLAGS = [
 ]
 # The first is Chromium without what a window needs: the same pages for two thirds of the time.
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-LEFT_OUT = "the browser tests are left out: there is no Chromium here (apt-get install chromium-headless-shell, or CHROMIUM=/path/to/it)"
+LEFT_OUT = (
+    "the browser tests are left out: there is no Chromium here (apt-get install chromium, or CHROMIUM=/path/to/it)"
+)
 WIDE, NARROW = 1280, 390
 PICTURE_PX = 2600
 STILL = 0.05

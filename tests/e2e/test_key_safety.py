@@ -97,11 +97,15 @@ async def test_a_disconnected_key_ends_new_runs_alone_and_shows_at_the_resources
         page = await creator.get("/api/resources")
         assert [item["availability"]["code"] for item in page["items"]] == ["key_missing"]
         assert (await creator.get(KEY_PATH))["connected"] is False
-        assert good(await buyer.http.get(f"/api/listings/{name}"))["owner"] == creator.name
+        for seen_by_buyers in (f"/api/listings/{name}", f"/api/resources/{resource['id']}?as=buyer"):
+            listing = good(await buyer.http.get(seen_by_buyers))
+            assert (listing["owner"], listing["available"]) == (creator.name, False)
+            assert "key" not in listing["unavailable_reason"]
 
         creator.key = f"{creator.key}-again"
         good(await creator.http.put(KEY_PATH, json={"api_key": creator.key}))
         assert (await creator.get(f"/api/resources/{resource['id']}"))["availability"]["available"] is True
+        assert good(await buyer.http.get(f"/api/listings/{name}"))["available"] is True
         good(await buyer.execute(name))
 
 

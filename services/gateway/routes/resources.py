@@ -60,6 +60,7 @@ from services.gateway.routing import (
 from services.runtime.bus import Bus, encode
 
 _KEY_TIMEOUT_S = 2
+_FOR_ITS_OWNER = "Only its owner can put that right. Try again later, or use another one."
 
 router = APIRouter(prefix="/api/resources", tags=["resources"], route_class=SignedInRoute)
 listings = APIRouter(prefix="/api/listings", tags=["listings"], route_class=PublicRoute)
@@ -88,6 +89,16 @@ async def _reply_with_key(request: Request, owner: str, rpc: Rpc[Any, Any], mess
                 resource["availability"] |= wanting
         reply = orjson.dumps(answer)
     return reply
+
+
+async def _forward_listing(request: Request, rpc: Rpc[Any, Any], message: BaseModel) -> Response:
+    """A listing that could run if its owner had a key that works says that it cannot, and not why: that is the owner's business."""
+    bus = gateway_of(request).bus
+    reply = await bus.call_raw(rpc, encode(message))
+    listing = orjson.loads(reply)
+    if listing["available"] and await _what_the_key_lacks(bus, listing["owner"]) is not None:
+        reply = orjson.dumps(listing | {"available": False, "unavailable_reason": _FOR_ITS_OWNER})
+    return Response(reply, media_type="application/json")
 
 
 async def _what_the_key_lacks(bus: Bus, owner: str) -> dict[str, object] | None:
@@ -195,7 +206,7 @@ async def get_resource(
     `as=buyer` shows any published one as its listing does; your own also before it is published.
     """
     if audience == "buyer":
-        return await forward(request, RESOURCES_LISTING, ViewListing(asking=user.user, id=resource_id))
+        return await _forward_listing(request, RESOURCES_LISTING, ViewListing(asking=user.user, id=resource_id))
     return await _forward_with_key(request, user.user, RESOURCES_GET, ResourceRef(owner=user.user, id=resource_id))
 
 
@@ -321,4 +332,4 @@ async def get_listing(
     slug: Annotated[str, Path(max_length=80)],
 ) -> Response:
     """What it takes, as JSON Schema too, and the most that a run is charged."""
-    return await forward(request, LISTINGS_GET, ListingRef.model_construct(owner=owner, slug=slug))
+    return await _forward_listing(request, LISTINGS_GET, ListingRef.model_construct(owner=owner, slug=slug))
