@@ -34,15 +34,17 @@ class Batches(Generic[Q, R]):
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, answer))
         if len(self._senders) < _AT_ONCE:
-            sender = asyncio.create_task(self._work())
-            self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
+            self._senders.add(asyncio.create_task(self._work()))
         return await answer
 
     async def _work(self) -> None:
+        sender = asyncio.current_task()
+        assert sender is not None
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
             await self._answer(batch)
+        # In the same step as the look at what waits: who calls next must not count on a sender that has just left.
+        self._senders.discard(sender)
 
     async def _answer(self, batch: Sequence[tuple[Q, asyncio.Future[R]]]) -> None:
         requests = [request for request, _ in batch]

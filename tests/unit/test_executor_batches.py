@@ -57,6 +57,23 @@ async def test_what_gathers_meanwhile_goes_together_and_everybody_gets_their_own
     assert sorted(map(len, line.sent[2:])) == [20, 64, 64]
 
 
+async def test_who_calls_again_at_once_is_not_forgotten_when_all_batches_ended_together() -> None:
+    line = Line()
+    batches = Batches(line.send)
+
+    async def twice() -> list[str]:
+        return [await batches.call(0), await batches.call(1)]
+
+    line.open.clear()
+    again = asyncio.create_task(twice())
+    await _settled()
+    once = asyncio.create_task(batches.call(2))
+    await _settled()
+    line.open.set()
+    async with asyncio.timeout(5):
+        assert (await again, await once) == (["0", "1"], "2")
+
+
 async def test_bad_call_harms_no_other() -> None:
     line = Line()
     batches = Batches(line.send)
