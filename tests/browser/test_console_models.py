@@ -30,6 +30,7 @@ async def test_typing_searches_and_forgives(browser: Browser, console_stack: Sta
         await page.get_by_label("Search models").press_sequentially("antropic claude")
         await expect(page).to_have_url(re.compile(r"\?q=antropic\+claude&sort=popular$"))
         await expect(page.locator(".model h3 a").first).to_contain_text("Claude")
+        await expect(page.locator(".results-head strong")).not_to_have_text(str(everything))
         assert await total(page) < everything / 4
         await expect(page.get_by_label("Search models")).to_be_focused()
         await page.reload()

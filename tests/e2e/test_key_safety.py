@@ -9,7 +9,7 @@ import asyncpg
 import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from deploy.local.stack import DATABASE, Stack
-from tests.e2e.client import KEY_PATH, Person, connected, good, problem
+from tests.e2e.client import KEY_PATH, Person, connected, good, problem, until
 from tests.integration.keys.test_keys_process import forms_of
 
 
@@ -85,6 +85,12 @@ async def test_a_disconnected_key_ends_new_runs_alone_and_shows_at_the_resources
         async with buyer.streaming(name) as (_, events):
             seen = [await anext(events), await anext(events)]
             good(await creator.http.delete(KEY_PATH))
+
+            async def refused() -> bool:
+                # The lease that an executor holds goes when it hears of it.
+                return (await buyer.execute(name)).status_code == 409
+
+            await until(refused)
             problem(await buyer.execute(name), 409, "key_missing")
             seen += [event async for event in events]
         # The run that had begun is finished and paid for with the key that it had; nothing new begins.

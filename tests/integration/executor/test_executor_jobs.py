@@ -208,6 +208,7 @@ async def test_queued_run_waits_for_a_keys_service_that_restarts(house: House) -
     house.other.away = True
     await house.keys.publish(KEYS_CHANGED, KeysChanged(owner="hal", version=2, change="health"))
     await house.keys.nc.flush()
+    await asyncio.sleep(0.5)  # nothing tells when the executor has heard of it
     house.other.leased.clear()
     await house.cancel(first)
     await running
