@@ -8,7 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
+from aiohttp import web
 
+from deploy.local.ports import HOST
 from deploy.local.postgres import Postgres
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,3 +58,15 @@ async def clone_of(template: Database) -> AsyncIterator[Database]:
             await admin.execute(f'DROP DATABASE "{clone.name}" WITH (FORCE)')
     finally:
         await admin.close()
+
+
+@asynccontextmanager
+async def serving(app: web.Application, port: int) -> AsyncIterator[None]:
+    """The application, on this port of the loopback interface; requests that are under way at the end have a second."""
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, HOST, port).start()
+        yield
+    finally:
+        await runner.cleanup()

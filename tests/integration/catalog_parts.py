@@ -57,7 +57,7 @@ from deploy.local.ports import HOST, free_port
 from services.catalog.main import Settings, build
 from services.runtime.bus import Bus
 from services.runtime.service import Service, running
-from tests.stack import Database
+from tests.stack import Database, serving
 
 
 def entry(model_id: str, **changes: Any) -> dict[str, Any]:
@@ -138,13 +138,8 @@ async def running_upstream() -> AsyncIterator[Upstream]:
     upstream = Upstream(f"http://{HOST}:{port}/api/v1")
     app = web.Application()
     app.router.add_get("/api/v1/models", upstream.answer)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, HOST, port).start()
-    try:
+    async with serving(app, port):
         yield upstream
-    finally:
-        await runner.cleanup()
 
 
 class Gate:

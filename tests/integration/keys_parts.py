@@ -33,7 +33,7 @@ from services.runtime.bus import Bus
 from services.runtime.identity import ExecutorIdentity
 from services.runtime.sealing import RecipientKey, connect_context, lease_context, seal
 from services.runtime.service import Service, running
-from tests.stack import Database
+from tests.stack import Database, serving
 
 LIVE_KEY = "sk-or-v1-" + "5ecret0f" * 8
 OTHER_KEY = "sk-or-v1-" + "0ther5ec" * 8
@@ -87,13 +87,8 @@ async def running_upstream() -> AsyncIterator[Upstream]:
     app = web.Application()
     app.router.add_get("/api/v1/key", upstream.answer)
     app.router.add_get("/api/v1/credits", upstream.answer_credits)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, HOST, port).start()
-    try:
+    async with serving(app, port):
         yield upstream
-    finally:
-        await runner.cleanup()
 
 
 def keys_settings(database: Database, nats: Nats, credentials: Credentials, **changes: Any) -> Settings:

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 
-import asyncpg
 import pytest_asyncio
 
 from deploy.local.credentials import Credentials
@@ -39,13 +38,3 @@ async def catalog(
     """A catalog that has just read what `upstream` lists."""
     async with catalog_running(catalog_settings(database, nats_server, credentials, upstream)) as service:
         yield service
-
-
-@pytest_asyncio.fixture
-async def admin(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    """The superuser, who may look at and change everything."""
-    connection = await asyncpg.connect(database.superuser)
-    try:
-        yield connection
-    finally:
-        await connection.close()

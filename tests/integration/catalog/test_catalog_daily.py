@@ -51,12 +51,12 @@ async def test_a_missed_day_is_made_up_for_at_the_start(
     credentials: Credentials,
     upstream: Upstream,
     parties: Parties,
-    admin: asyncpg.Connection,
+    superuser: asyncpg.Connection,
 ) -> None:
     settings = catalog_settings(database, nats_server, credentials, upstream)
     async with catalog_running(settings):
         pass
-    await admin.execute(
+    await superuser.execute(
         """UPDATE catalog.syncs SET due = due - interval '1 day', started_at = started_at - interval '1 day'"""
     )
     upstream.entries = [*upstream.entries, entry("m/new")]
@@ -89,7 +89,7 @@ async def test_two_replicas_make_one_daily_reading_and_a_restart_makes_none(
     credentials: Credentials,
     upstream: Upstream,
     parties: Parties,
-    admin: asyncpg.Connection,
+    superuser: asyncpg.Connection,
 ) -> None:
     settings = catalog_settings(database, nats_server, credentials, upstream)
     clock = clock_before_three(6)
@@ -106,14 +106,14 @@ async def test_two_replicas_make_one_daily_reading_and_a_restart_makes_none(
             for service in (one, two):
                 await until_async(lambda service=service: is_ready(service))  # type: ignore[misc]
             await until_async(both_have_passed_three)
-            await until_async(lambda: _made(admin, "schedule"))
+            await until_async(lambda: _made(superuser, "schedule"))
             await asyncio.sleep(0.3)  # long enough for a second one, were there one
-        rows = await admin.fetch("SELECT requested_by, outcome FROM catalog.syncs ORDER BY id")
+        rows = await superuser.fetch("SELECT requested_by, outcome FROM catalog.syncs ORDER BY id")
         assert [row["requested_by"] for row in rows] == ["start", "schedule"]
 
 
-async def _made(admin: asyncpg.Connection, requested_by: str) -> bool:
-    count: int = await admin.fetchval("SELECT count(*) FROM catalog.syncs WHERE requested_by = $1", requested_by)
+async def _made(superuser: asyncpg.Connection, requested_by: str) -> bool:
+    count: int = await superuser.fetchval("SELECT count(*) FROM catalog.syncs WHERE requested_by = $1", requested_by)
     return count > 0
 
 
@@ -160,8 +160,8 @@ async def process(
         await child.kill()
 
 
-async def _is(admin: asyncpg.Connection, value: Any, query: str) -> bool:
-    return bool(await admin.fetchval(query) == value)
+async def _is(superuser: asyncpg.Connection, value: Any, query: str) -> bool:
+    return bool(await superuser.fetchval(query) == value)
 
 
 MODELS = "SELECT count(*) FROM catalog.ai_models WHERE status <> 'retired'"
@@ -176,24 +176,24 @@ async def test_a_sync_that_is_killed_in_the_middle_leaves_nothing_and_is_repeate
     credentials: Credentials,
     upstream: Upstream,
     parties: Parties,
-    admin: asyncpg.Connection,
+    superuser: asyncpg.Connection,
     tmp_path: Path,
 ) -> None:
     async with process(database, nats_server, credentials, upstream, tmp_path / "one.log") as one:
-        await until_async(lambda: _is(admin, 3, MODELS), timeout_s=30)
-        traces = await admin.fetchval(TRACES)
+        await until_async(lambda: _is(superuser, 3, MODELS), timeout_s=30)
+        traces = await superuser.fetchval(TRACES)
         upstream.entries = [entry("m/a"), entry("m/b", name="New name"), *(entry(f"n/{n}") for n in range(50))]
         # Models and the sync are written by now, their prices are not.
-        async with admin.transaction():
-            await admin.execute("LOCK TABLE catalog.ai_model_prices IN EXCLUSIVE MODE")
+        async with superuser.transaction():
+            await superuser.execute("LOCK TABLE catalog.ai_model_prices IN EXCLUSIVE MODE")
             asking = asyncio.create_task(parties.sync())
-            await until_async(lambda: _is(admin, 1, WAITING))
+            await until_async(lambda: _is(superuser, 1, WAITING))
             await one.kill()
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-    assert await admin.fetchval(TRACES) == traces, "half of a sync is none"
+    assert await superuser.fetchval(TRACES) == traces, "half of a sync is none"
     async with process(database, nats_server, credentials, upstream, tmp_path / "two.log"):
-        await until_async(lambda: _is(admin, 52, MODELS), timeout_s=30)
+        await until_async(lambda: _is(superuser, 52, MODELS), timeout_s=30)
         report, first = await syncs(parties)
     assert (report.requested_by, report.outcome, len(report.added), report.retired) == ("start", "applied", 50, ["m/c"])
     assert len(first.added) == 3
@@ -205,25 +205,25 @@ async def test_a_sync_that_is_killed_before_it_was_told_is_told_at_the_next_star
     credentials: Credentials,
     upstream: Upstream,
     parties: Parties,
-    admin: asyncpg.Connection,
+    superuser: asyncpg.Connection,
 ) -> None:
     settings = catalog_settings(database, nats_server, credentials, upstream)
     async with catalog_running(settings):
         resource = await parties.publish(await parties.create(model_id="m/c"))
         upstream.entries = [entry("m/a", pricing={"prompt": "0.5", "completion": "0.5"}), entry("m/b")]
         report = await parties.sync()
-    assert await admin.fetchval("SELECT count(*) FROM catalog.syncs WHERE announced_at IS NULL") == 0
+    assert await superuser.fetchval("SELECT count(*) FROM catalog.syncs WHERE announced_at IS NULL") == 0
     await parties.heard()
     parties.models.clear()
     parties.resources.clear()
     # As it is when the process died after the commit.
-    await admin.execute("UPDATE catalog.syncs SET announced_at = NULL WHERE id = $1", report.id)
+    await superuser.execute("UPDATE catalog.syncs SET announced_at = NULL WHERE id = $1", report.id)
     async with catalog_running(settings):
         await until_async(lambda: _heard(parties, 2))
         assert {(event.model_id, event.change) for event in parties.models} == {("m/c", "retired"), ("m/a", "repriced")}
         assert (resource.slug, "availability") in await parties.heard()
         assert len(await syncs(parties)) == 2, "nothing was read again"
-    assert await admin.fetchval("SELECT count(*) FROM catalog.syncs WHERE announced_at IS NULL") == 0
+    assert await superuser.fetchval("SELECT count(*) FROM catalog.syncs WHERE announced_at IS NULL") == 0
 
 
 async def _heard(parties: Parties, at_least: int) -> bool:
@@ -236,18 +236,18 @@ async def test_the_age_is_known_to_a_replica_that_did_not_read(
     credentials: Credentials,
     upstream: Upstream,
     parties: Parties,
-    admin: asyncpg.Connection,
+    superuser: asyncpg.Connection,
 ) -> None:
     settings = catalog_settings(database, nats_server, credentials, upstream)
     async with catalog_running(settings):
         pass
-    await admin.execute("UPDATE catalog.syncs SET finished_at = finished_at - interval '1 hour'")
+    await superuser.execute("UPDATE catalog.syncs SET finished_at = finished_at - interval '1 hour'")
     async with catalog_running(settings) as idle:
         age_s = idle.registry.get_sample_value("x402jobs_catalog_age_seconds")
         assert age_s is not None
         assert 3600 <= age_s < 3700
         # Somebody else's sync, of which it only hears.
-        await admin.execute(
+        await superuser.execute(
             """INSERT INTO catalog.syncs (outcome, requested_by, source, models, skipped, added, retired, returned, repriced,
                                           started_at) VALUES ('applied', 'x', 'y', 3, 0, '{}', '{}', '{}', '{}', now())"""
         )

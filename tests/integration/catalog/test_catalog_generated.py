@@ -46,9 +46,9 @@ async def upstream() -> AsyncIterator[Upstream]:
         yield one
 
 
-async def changes_of(admin: asyncpg.Connection, report: SyncReport) -> Changes:
+async def changes_of(superuser: asyncpg.Connection, report: SyncReport) -> Changes:
     """The table's rows, which are also what the report says."""
-    rows = await admin.fetch("SELECT model_id, change FROM catalog.sync_changes WHERE sync_id = $1", report.id)
+    rows = await superuser.fetch("SELECT model_id, change FROM catalog.sync_changes WHERE sync_id = $1", report.id)
     written = {(row["model_id"], row["change"]) for row in rows}
     assert {(change.model_id, change.change) for change in report.changes} == written
     assert report.changes_total == len(rows) == len(report.changes)
@@ -89,17 +89,17 @@ async def heard(parties: Parties, report: SyncReport, told: Changes) -> None:
 
 
 async def test_every_kind_of_change_is_told_exactly(
-    catalog: Service, parties: Parties, upstream: Upstream, admin: asyncpg.Connection
+    catalog: Service, parties: Parties, upstream: Upstream, superuser: asyncpg.Connection
 ) -> None:
     models = given()
     (first,) = (await parties.gateway.call(CATALOG_SYNCS, ListSyncs())).items
-    assert await changes_of(admin, first) == {(model_id, "added") for model_id in models}
+    assert await changes_of(superuser, first) == {(model_id, "added") for model_id in models}
     assert change_of(first, "openai/gpt-4o-mini", "added").name == models["openai/gpt-4o-mini"]["name"]
 
     async def sync(*ends: tuple[str, str]) -> tuple[SyncReport, Changes]:
         upstream.entries = copy.deepcopy(list(models.values()))
         report = await parties.sync()
-        found = await changes_of(admin, report)
+        found = await changes_of(superuser, report)
         assert await offered(parties) == set(models)
         await heard(parties, report, {pair for pair in found if pair[1] in TOLD} | set(ends))
         return report, found
@@ -165,7 +165,7 @@ async def test_every_kind_of_change_is_told_exactly(
 
 
 async def test_garbage_among_the_models_changes_nothing_else(
-    catalog: Service, parties: Parties, upstream: Upstream, admin: asyncpg.Connection
+    catalog: Service, parties: Parties, upstream: Upstream, superuser: asyncpg.Connection
 ) -> None:
     before = await offered(parties)
     garbage: list[Any] = [None, 7, "x", [], {}, {"id": None}, {"id": "a b"}, {"id": "\ud800"}, {"name": "no id"}]
@@ -173,16 +173,16 @@ async def test_garbage_among_the_models_changes_nothing_else(
     upstream.entries = [*garbage, *upstream.entries, twice, *garbage]
     report = await parties.sync()
     assert (report.outcome, report.skipped) == ("unchanged", 2 * len(garbage) + 1)
-    assert await changes_of(admin, report) == set()
+    assert await changes_of(superuser, report) == set()
     assert await offered(parties) == before
     strange = {"id": "odd/one", "name": ["?"], "pricing": "free!", "architecture": 3, "created": "yesterday"}
     upstream.entries.append(strange)
-    assert await changes_of(admin, await parties.sync()) == {("odd/one", "added")}
+    assert await changes_of(superuser, await parties.sync()) == {("odd/one", "added")}
     assert (await parties.model("odd/one")).price_kind == "unknown"
 
 
 async def test_a_wrecked_list_is_refused_until_an_admin_insists(
-    catalog: Service, parties: Parties, upstream: Upstream, admin: asyncpg.Connection
+    catalog: Service, parties: Parties, upstream: Upstream, superuser: asyncpg.Connection
 ) -> None:
     whole = list(given().values())
     before = await offered(parties)
@@ -191,13 +191,13 @@ async def test_a_wrecked_list_is_refused_until_an_admin_insists(
     refused = await parties.sync()
     assert (refused.outcome, refused.forced) == ("refused", False)
     assert "fewer than half" in (refused.reason or "")
-    assert await changes_of(admin, refused) == set()
+    assert await changes_of(superuser, refused) == set()
     assert await offered(parties) == before
 
     forced = await force(parties)
     assert (forced.outcome, forced.forced, forced.reason) == ("applied", True, refused.reason)
     kept = {item["id"] for item in a_third}
-    assert await changes_of(admin, forced) == {(model_id, "retired") for model_id in before - kept}
+    assert await changes_of(superuser, forced) == {(model_id, "retired") for model_id in before - kept}
     assert await offered(parties) == kept
 
     upstream.entries = []
@@ -208,18 +208,18 @@ async def test_a_wrecked_list_is_refused_until_an_admin_insists(
     upstream.entries = whole
     back = await force(parties)
     assert (back.outcome, back.forced, back.reason) == ("applied", False, None)
-    assert await changes_of(admin, back) == {(model_id, "returned") for model_id in before - kept}
+    assert await changes_of(superuser, back) == {(model_id, "returned") for model_id in before - kept}
     assert metric(catalog, "x402jobs_catalog_syncs_total", outcome="refused") == 2
 
 
 async def test_half_of_the_models_is_still_believed(
-    catalog: Service, parties: Parties, upstream: Upstream, admin: asyncpg.Connection
+    catalog: Service, parties: Parties, upstream: Upstream, superuser: asyncpg.Connection
 ) -> None:
     whole = list(given().values())
     upstream.entries = whole[: len(whole) // 2]
     report = await parties.sync()
     assert report.outcome == "applied"
-    assert await changes_of(admin, report) == {(item["id"], "retired") for item in whole[len(whole) // 2 :]}
+    assert await changes_of(superuser, report) == {(item["id"], "retired") for item in whole[len(whole) // 2 :]}
 
 
 async def test_prices_in_another_unit_are_refused(catalog: Service, parties: Parties, upstream: Upstream) -> None:
@@ -253,7 +253,7 @@ async def test_a_recommended_model_that_vanishes_is_reported_and_replaced(
 
 
 async def test_ten_thousand_models_are_synced_indexed_and_searched(
-    catalog: Service, parties: Parties, upstream: Upstream, admin: asyncpg.Connection
+    catalog: Service, parties: Parties, upstream: Upstream, superuser: asyncpg.Connection
 ) -> None:
     whole = list(given().values())
     upstream.entries = [
@@ -266,7 +266,7 @@ async def test_ten_thousand_models_are_synced_indexed_and_searched(
     assert (report.outcome, report.models, len(report.added)) == ("applied", 10_000, 10_000)
     assert report.changes_total == 10_000 + len(whole)
     assert len(report.changes) == 10_000
-    assert await admin.fetchval("SELECT count(*) FROM catalog.sync_changes WHERE sync_id = $1", report.id) == 10_414
+    assert await superuser.fetchval("SELECT count(*) FROM catalog.sync_changes WHERE sync_id = $1", report.id) == 10_414
     started = time.perf_counter()
     page = await parties.search(q="antropic", facets=True, capability="tools")
     assert time.perf_counter() - started < 1

@@ -23,7 +23,7 @@ from services.catalog.models import CatalogModel, parse_model
 from services.catalog.serving import FRESH, Serving
 from services.catalog.upstream import Upstream
 from tests.integration.catalog_parts import entry
-from tests.stack import shared_data
+from tests.stack import serving, shared_data
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -73,15 +73,12 @@ async def asking(key: str | None = None) -> AsyncIterator[Asked]:
     asked = Asked(Serving(upstream, lambda: asked.now))
     app = web.Application()
     app.router.add_get("/{path:.*}", asked.handle)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, HOST, port).start()
-    try:
-        yield asked
-    finally:
-        await asked.serving.close()
-        await upstream.close()
-        await runner.cleanup()
+    async with serving(app, port):
+        try:
+            yield asked
+        finally:
+            await asked.serving.close()
+            await upstream.close()
 
 
 async def failing(_: web.Request) -> web.Response:

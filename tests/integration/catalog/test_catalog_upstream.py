@@ -9,6 +9,7 @@ from aiohttp import web
 
 from deploy.local.ports import HOST, free_port
 from services.catalog.upstream import Upstream, UpstreamError
+from tests.stack import serving
 
 Answer = Callable[[web.Request], web.StreamResponse]
 
@@ -23,15 +24,12 @@ async def reading(answer: Answer) -> AsyncIterator[Upstream]:
         return answer(request)
 
     app.router.add_get("/{path:.*}", handle)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, HOST, port).start()
     upstream = Upstream(f"http://{HOST}:{port}/api/v1")
-    try:
-        yield upstream
-    finally:
-        await upstream.close()
-        await runner.cleanup()
+    async with serving(app, port):
+        try:
+            yield upstream
+        finally:
+            await upstream.close()
 
 
 def page(ids: range, **envelope: Any) -> web.Response:

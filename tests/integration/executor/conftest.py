@@ -8,7 +8,8 @@ import pytest_asyncio
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from services.runtime.postgres import create_pool
-from tests.integration.executor_parts import House, house_without_executor
+from services.runtime.service import Service
+from tests.integration.executor_parts import House, executor_in, house_without_executor
 from tests.stack import Database, clone_of
 
 
@@ -38,3 +39,17 @@ async def whole_house(own_database: Database, nats_server: Nats, credentials: Cr
     """Everything around an executor; files build their own `house` on it."""
     async with house_without_executor(own_database, nats_server, credentials) as house:
         yield house
+
+
+@pytest_asyncio.fixture
+async def house(whole_house: House) -> House:
+    """Everything but an executor, with no runs yet: each test starts one of its own."""
+    await whole_house.clean()
+    return whole_house
+
+
+@pytest_asyncio.fixture(scope="module")
+async def single_executor(whole_house: House) -> AsyncIterator[Service]:
+    """One executor that runs one thing at a time per key."""
+    async with executor_in(whole_house, running_per_key=1) as service:
+        yield service

@@ -4,8 +4,6 @@ executor stops."""
 import asyncio
 import time
 
-import pytest_asyncio
-
 from contracts.base import new_execution_id
 from contracts.catalog import Timeouts
 from contracts.errors import ErrorCode
@@ -13,14 +11,6 @@ from contracts.execution import ExecutionAccepted, ExecutionResult, PriceOnly
 from contracts.subjects import EXECUTION_ENQUEUE, WORKFLOWS_GET, WORKFLOWS_RUN
 from contracts.workflows import GetWorkflow, RunWorkflow, WorkflowStep
 from tests.integration.executor_parts import BOB, CENT, House, begin, eventually, executor_in
-
-
-@pytest_asyncio.fixture
-async def house(whole_house: House) -> House:
-    """Everything but an executor, with no runs yet: each test here starts one of its own."""
-    await whole_house.clean()
-    return whole_house
-
 
 # Room -----------------------------------------------------------------------------------------------------------------
 

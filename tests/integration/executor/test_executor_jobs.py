@@ -2,14 +2,12 @@
 `finished`, also where it was refused, canceled before its turn, or cannot begin any more."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import nats
 import orjson
 import pytest
-import pytest_asyncio
 
 from contracts.base import new_execution_id
 from contracts.errors import ErrorBody, ErrorCode
@@ -31,7 +29,6 @@ from contracts.subjects import (
 )
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
-from services.runtime.service import Service
 from tests.integration.executor_parts import (
     ADA,
     BOB,
@@ -40,23 +37,12 @@ from tests.integration.executor_parts import (
     House,
     begin,
     eventually,
-    executor_in,
 )
 
 DEMO_FINISHED = as_publisher(AS_FINISHED.subject, "demo")
 
 
-@pytest_asyncio.fixture(scope="module")
-async def executor(whole_house: House) -> AsyncIterator[Service]:
-    async with executor_in(whole_house, running_per_key=1) as service:
-        yield service
-
-
-@pytest_asyncio.fixture
-async def house(whole_house: House, executor: Service) -> House:
-    """One executor that runs one thing at a time per key, and has no runs yet."""
-    await whole_house.clean()
-    return whole_house
+pytestmark = pytest.mark.usefixtures("single_executor")
 
 
 async def enqueue(house: House, execute: Execute) -> UUID:
@@ -213,11 +199,12 @@ async def test_queued_run_waits_for_a_keys_service_that_restarts(house: House) -
     await house.cancel(first)
     await running
 
-    async def asked_twice() -> bool:
-        return len(house.other.leased) > 1
+    async def waits_for_callers() -> bool:
+        return (await house.view(queued)).status == "queued"
 
-    await eventually(asked_twice)
-    await house.until_status(queued, "queued")  # between two questions
+    await house.until_status(queued, "waiting")
+    await house.until_status(canceled, "waiting")
+    await eventually(waits_for_callers)
     assert (await house.cancel(canceled)).status == "canceled"
     house.other.away = False
     await house.until_status(queued, "succeeded")

@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-import pytest_asyncio
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
@@ -45,13 +44,6 @@ from tests.stack import Database
 
 COST_PLUS = CostPlusPrice(mode="cost_plus", markup_percent=Decimal(100), max_usd=Decimal(1))
 FREE = Decimal(0)
-
-
-@pytest_asyncio.fixture
-async def house(whole_house: House) -> House:
-    """Everything but an executor, with no runs yet: each test here starts one of its own."""
-    await whole_house.clean()
-    return whole_house
 
 
 @pytest.fixture(autouse=True)

@@ -1,33 +1,20 @@
 """Deleting: what is past its time, and what one person sent and got. Counted first, done only when told to; what others have and
 what money was recorded on stays."""
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-import pytest_asyncio
 
 from contracts.execution import ExecutionResult
 from contracts.subjects import EXECUTION_ENQUEUE
 from services.executor import purge as command
-from services.runtime.service import Service
-from tests.integration.executor_parts import BOB, EVE, House, begin, eventually, executor_in
+from tests.integration.executor_parts import BOB, EVE, House, begin, eventually
 
 WORD = f"secretword{uuid4().hex}"
 
 
-@pytest_asyncio.fixture(scope="module")
-async def executor(whole_house: House) -> AsyncIterator[Service]:
-    async with executor_in(whole_house, running_per_key=1) as service:
-        yield service
-
-
-@pytest_asyncio.fixture
-async def house(whole_house: House, executor: Service) -> House:
-    """One executor that runs one thing at a time per key."""
-    await whole_house.clean()
-    return whole_house
+pytestmark = pytest.mark.usefixtures("single_executor")
 
 
 async def purge(house: House, capsys: pytest.CaptureFixture[str], user: str | None = None, *, do: bool) -> list[str]:

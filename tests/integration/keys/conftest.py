@@ -3,15 +3,23 @@
 import sys
 from collections.abc import AsyncIterator
 
-import asyncpg
 import pytest
 import pytest_asyncio
 
+from deploy.local.credentials import Credentials
+from deploy.local.nats import Nats
 from deploy.local.process import Child, inherited_environment
 from deploy.local.service import Sandbox
 from services.keys.store import Store
 from services.runtime.postgres import create_pool
-from tests.integration.keys_parts import Upstream, running_upstream
+from tests.integration.keys_parts import (
+    Parties,
+    Upstream,
+    keys_running,
+    keys_settings,
+    parties_around,
+    running_upstream,
+)
 from tests.stack import ROOT, Database
 
 
@@ -40,9 +48,10 @@ async def store(database: Database) -> AsyncIterator[Store]:
 
 
 @pytest_asyncio.fixture
-async def superuser(database: Database) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database.superuser)
-    try:
-        yield connection
-    finally:
-        await connection.close()
+async def parties(
+    database: Database, nats_server: Nats, credentials: Credentials, upstream: Upstream
+) -> AsyncIterator[Parties]:
+    """Gateway and executor with a keys service that asks `upstream` about live keys."""
+    settings = keys_settings(database, nats_server, credentials, openrouter_url=upstream.url)
+    async with keys_running(settings), parties_around(nats_server, credentials) as around:
+        yield around

@@ -1,18 +1,14 @@
 """What is left to be seen of a key: an access log that tells when it was tampered with, and nothing that opens after a disconnect."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import pytest
-import pytest_asyncio
 
 from contracts.errors import ErrorCode, ServiceError
 from contracts.keys import Access, AccessPage, ListAccess
 from contracts.subjects import KEYS_ACCESS_LIST
-from deploy.local.credentials import Credentials
-from deploy.local.nats import Nats
 from deploy.local.postgres import Postgres
 from services.keys.audit import read_heads, walk, write_heads
 from services.keys.store import Head, Store
@@ -23,22 +19,10 @@ from tests.integration.keys_parts import (
     OTHER_KEY,
     Parties,
     Upstream,
-    keys_running,
-    keys_settings,
-    parties_around,
 )
 from tests.stack import ROOT, Database
 
 # The access log -------------------------------------------------------------------------------------------------------
-
-
-@pytest_asyncio.fixture
-async def parties(
-    database: Database, nats_server: Nats, credentials: Credentials, upstream: Upstream
-) -> AsyncIterator[Parties]:
-    settings = keys_settings(database, nats_server, credentials, openrouter_url=upstream.url)
-    async with keys_running(settings), parties_around(nats_server, credentials) as around:
-        yield around
 
 
 async def accesses(parties: Parties, owner: str, **page: object) -> AccessPage:

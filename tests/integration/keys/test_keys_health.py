@@ -37,15 +37,6 @@ async def upstream(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Upstream]:
         yield running
 
 
-@pytest_asyncio.fixture
-async def parties(
-    database: Database, nats_server: Nats, credentials: Credentials, upstream: Upstream
-) -> AsyncIterator[Parties]:
-    settings = keys_settings(database, nats_server, credentials, openrouter_url=upstream.url)
-    async with keys_running(settings), parties_around(nats_server, credentials) as around:
-        yield around
-
-
 async def refused_run(
     parties: Parties, owner: str, refused: KeyRefusal = ErrorCode.KEY_REJECTED, version: int | None = None
 ) -> KeyStatus:

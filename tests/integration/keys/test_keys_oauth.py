@@ -26,7 +26,7 @@ from services.keys.guards import oauth
 from services.keys.guards.limits import MOST
 from tests.integration.keys.test_keys_process import everything_stored, forms_of, keys_process, started
 from tests.integration.keys_parts import LIVE_KEY, Parties, keys_running, keys_settings, let_time_pass, parties_around
-from tests.stack import Database
+from tests.stack import Database, serving
 
 CALLBACK = "http://localhost:8403/openrouter/callback?tab=keys"
 MADE_KEY = "sk-or-v1-made-by-openrouter-0123456789"
@@ -228,13 +228,8 @@ async def answering() -> AsyncIterator[Exchange]:
     app = web.Application()
     app.router.add_post("/api/v1/auth/keys", answers.exchange)
     app.router.add_get("/api/v1/key", answers.key)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, HOST, port).start()
-    try:
+    async with serving(app, port):
         yield answers
-    finally:
-        await runner.cleanup()
 
 
 @asynccontextmanager
