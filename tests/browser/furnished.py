@@ -10,7 +10,13 @@ from typing import Any
 from uuid import uuid4
 
 from deploy.local.stack import Stack
-from tests.e2e.client import KEY_PATH, Person, good, signed_in, until
+from tests.e2e.client import (
+    KEY_PATH,
+    Person,
+    good,
+    signed_in,
+)
+from tests.waiting import until
 
 CLAUDE, SMALL, PAINTER = "anthropic/claude-sonnet-4.5", "openai/gpt-4o-mini", "google/gemini-2.5-flash-image"
 COMMITS = "feat: search while typing\nfix: keep the page after signing in again\nfeat!: exports are CSV"
@@ -159,5 +165,5 @@ async def _workflow(maya: Person, works: str, fails: str) -> str:
     async def ended() -> bool:
         return bool((await maya.get(path))["status"] == "failed")
 
-    await until(ended, 30)
+    await until(ended)
     return str(begun.json()["workflow_id"])

@@ -18,8 +18,8 @@ from deploy.local.process import Child, inherited_environment
 from deploy.local.service import Service
 from deploy.local.stack import ROOT, Stack
 from tests.browser.browsing import WIDE, accessible, fits, picture, visiting
-from tests.e2e.client import until
 from tests.identity_provider import CLIENT_ID, IdentityProvider
+from tests.waiting import until
 
 SECRET = "the secret of the console"
 DOWN = ("Failed to load resource: the server responded with a status of 503",)

@@ -16,7 +16,12 @@ from playwright.async_api import Browser, Page, expect
 from deploy.local.stack import Stack
 from deploy.sandbox.media import png
 from tests.browser.browsing import NARROW, WIDE, accessible, fits, picture, visiting
-from tests.e2e.client import Person, connected, signed_in, until
+from tests.e2e.client import (
+    Person,
+    connected,
+    signed_in,
+)
+from tests.waiting import until
 
 MODEL = "openai/gpt-4o-mini"
 INPUTS = [
@@ -35,7 +40,7 @@ async def figures_of(owner: Person, resource_id: str, runs: int) -> None:
         stats = await owner.get(f"/api/resources/{resource_id}/stats")
         return bool(stats["total"]["runs"] >= runs)
 
-    await until(look, 20)
+    await until(look)
 
 
 NATS = """#!{python}

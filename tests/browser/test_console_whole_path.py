@@ -12,7 +12,11 @@ from playwright.async_api import Browser, Locator, Page, expect
 
 from deploy.local.stack import Stack
 from tests.browser.browsing import NARROW, accessible, fits, picture, visiting
-from tests.e2e.client import Person, signed_in, until
+from tests.e2e.client import (
+    Person,
+    signed_in,
+)
+from tests.waiting import until
 
 MODEL = "openai/gpt-4o-mini"
 PROMPT = "Write a haiku about {{topic}} in a {{mood}} mood."
@@ -153,7 +157,7 @@ async def accounts_add_up(page: Page, creator: Person, buyer: str) -> None:
         total = (await creator.get(f"/api/resources/{resource['id']}/stats"))["total"]
         return total if total["test_runs"] == 1 else None
 
-    total = await until(counted, 20)
+    total = await until(counted)
     (run,) = (await creator.get("/api/executions", role="owner", resource_id=resource["id"]))["items"]
     assert run["caller"]["id"] == buyer
     model, markup, price = (Decimal(run["cost"][name]) for name in ("model_usd", "markup_usd", "price_usd"))

@@ -6,11 +6,9 @@ without seeing each other. Problems are asserted to be proper problems on the wa
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +21,7 @@ from nats.aio.client import Client
 
 from deploy.local.stack import DATABASE, PUBLISHER, Stack
 from deploy.sandbox.ledger import hash_key
+from tests.waiting import until
 
 Found = TypeVar("Found")
 
@@ -276,17 +275,6 @@ async def ledger(stack: Stack) -> dict[str, Any]:
     async with httpx.AsyncClient(timeout=TIMEOUT_S) as http:
         counted: dict[str, Any] = good(await http.get(f"{sandbox_root(stack)}/sandbox/calls"))
         return counted
-
-
-async def until(look: Callable[[], Awaitable[Found | None]], timeout_s: float = 10) -> Found:
-    """What `look` finds, as soon as it finds something; fails when it does not in time."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = await look()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

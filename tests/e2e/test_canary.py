@@ -27,7 +27,15 @@ from contracts.subjects import EXECUTION_FINISHED, KEYS_CONNECT, KEYS_LEASE, SER
 from deploy.local.stack import DATABASE, Stack
 from deploy.sandbox.errors import USER_ID
 from tests.conftest import StackFactory
-from tests.e2e.client import KEY_PATH, Person, draft, good, problem, signed_in, until
+from tests.e2e.client import (
+    KEY_PATH,
+    Person,
+    draft,
+    good,
+    problem,
+    signed_in,
+)
+from tests.waiting import until
 
 FIRST_KEY, SECOND_KEY, WRONG_KEY, PROMPT, SYSTEM, INPUT = (f"canary{uuid4().hex}" for _ in range(6))
 KEYS = (FIRST_KEY, SECOND_KEY, WRONG_KEY)
@@ -264,7 +272,7 @@ async def evidence(stack_factory: StackFactory) -> AsyncIterator[Evidence]:
             await observer.subscribe(">", cb=found.hear)
             await observer.flush()
             await live(stack, found)
-            await until(lambda: everything_said(stack), 20)
+            await until(lambda: everything_said(stack))
             await observer.flush()
         finally:
             await observer.close()

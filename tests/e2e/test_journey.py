@@ -21,8 +21,8 @@ from tests.e2e.client import (
     problem,
     signed_in,
     text_of,
-    until,
 )
+from tests.waiting import until
 
 SECRET_PROMPT = "The creator's own words, worth money: {{text}}"
 
@@ -72,7 +72,7 @@ async def test_disconnect_stops_runs_at_every_executor_when_the_key_is_gone(stac
             answers = [await alice.execute(resource["id"]) for _ in range(4)]
             return all(answer.status_code == 409 for answer in answers) or None
 
-        await until(refused_twice, 3)
+        await until(refused_twice)
         refused = problem(await alice.execute(resource["id"]), 409, "key_missing")
         assert "connect" in refused["detail"].lower()
 
@@ -177,7 +177,7 @@ async def test_resource_goes_through_its_life_when_edited_published_paused_and_d
         async def refused() -> bool | None:
             return (await bob.execute(name)).status_code == 404 or None
 
-        await until(refused, 3)
+        await until(refused)
         assert (await alice.result(name))["text"] == "hello"
         assert (await alice.http.delete(path)).status_code == 204
         problem(await alice.http.get(path), 404, "not_found")
@@ -186,7 +186,7 @@ async def test_resource_goes_through_its_life_when_edited_published_paused_and_d
         async def gone() -> bool | None:
             return (await alice.execute(name)).status_code == 404 or None
 
-        await until(gone, 3)
+        await until(gone)
 
 
 async def test_resources_are_paged_newest_first_when_listed(stack: Stack) -> None:
@@ -340,7 +340,7 @@ async def test_cost_becomes_known_when_the_answer_did_not_say_it(stack: Stack) -
             view = await alice.execution(result["execution_id"])
             return view if view["cost"]["status"] == "final" else None
 
-        view = await until(known, 10)
+        view = await until(known)
         assert view["receipt"]["revision"] == 2
         found = amounts(view["receipt"]["cost"])
         [call] = await alice.upstream_calls()
@@ -419,5 +419,5 @@ async def test_same_idempotency_key_replays_the_result_when_the_resource_is_gone
         async def refused() -> bool | None:
             return (await bob.execute(resource["id"])).status_code == 404 or None
 
-        await until(refused, 3)
+        await until(refused)
         assert await bob.result(resource["id"], headers=headers) == first

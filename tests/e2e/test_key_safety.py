@@ -9,8 +9,15 @@ import asyncpg
 import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from deploy.local.stack import DATABASE, Stack
-from tests.e2e.client import KEY_PATH, Person, connected, good, problem, until
+from tests.e2e.client import (
+    KEY_PATH,
+    Person,
+    connected,
+    good,
+    problem,
+)
 from tests.integration.keys.test_keys_process import forms_of
+from tests.waiting import until
 
 
 def processes(stack: Stack) -> Iterator[psutil.Process]:

@@ -40,7 +40,14 @@ from contracts.subjects import (
 from deploy.local.stack import PUBLISHER as PUBLISHER_NAME
 from deploy.local.stack import Stack
 from tests.contract.test_examples import FOLDER
-from tests.e2e.client import KEY_PATH, Person, connected, good, text_of, until
+from tests.e2e.client import (
+    KEY_PATH,
+    Person,
+    connected,
+    good,
+    text_of,
+)
+from tests.waiting import until
 
 WAIT_S = 6
 SECRET = "do-not-repeat-me"
@@ -198,7 +205,7 @@ async def test_listeners_of_events_live_through_nonsense(sign_in: SignIn, person
 
     good(await person.http.patch(f"/api/resources/{resource['id']}", json={"description": "Changed."}))
     # Much less than the ten seconds after which executors would have forgotten what they knew.
-    await until(new_version, 4)
+    await until(new_version)
 
     for _ in range(4):
         execution_id = await person.enqueue(long["id"])
@@ -210,7 +217,7 @@ async def test_listeners_of_events_live_through_nonsense(sign_in: SignIn, person
         return {answer.json().get("code") for answer in answers} == {"key_missing"}
 
     good(await person.http.delete(KEY_PATH))
-    await until(key_missing, 4)
+    await until(key_missing)
 
 
 async def test_a_view_lives_through_frames_that_are_none(sign_in: SignIn, person: Person) -> None:

@@ -7,7 +7,15 @@ from decimal import Decimal
 from typing import Any
 
 from deploy.local.stack import Stack
-from tests.e2e.client import Person, connected, draft, good, problem, signed_in, until
+from tests.e2e.client import (
+    Person,
+    connected,
+    draft,
+    good,
+    problem,
+    signed_in,
+)
+from tests.waiting import until
 
 SECRET_PROMPT = "The creator's own words, worth money: {{text}}"
 
@@ -20,7 +28,7 @@ async def counted(alice: Person, resource: dict[str, Any], runs: int) -> dict[st
         total = stats["total"]
         return stats if (total["runs"], total["cost_unknown_runs"]) == (runs, 0) else None
 
-    return await until(look, 20)
+    return await until(look)
 
 
 async def test_figures_agree_with_the_receipts_when_runs_succeed_fail_and_are_priced_later(stack: Stack) -> None:
@@ -66,14 +74,14 @@ async def test_a_resource_that_loses_money_is_paused_when_its_creator_wants_that
             mine: dict[str, Any] = await alice.get(f"/api/resources/{resource['id']}")
             return mine if mine["status"] == "paused" else None
 
-        mine = await until(paused, 20)
+        mine = await until(paused)
         assert [notice["kind"] for notice in mine["notices"]] == ["paused_below_cost"]
         assert Decimal(mine["notices"][0]["cost"]["markup_usd"]) < 0
 
         async def refused() -> bool:
             return (await bob.execute(resource["id"])).status_code == 404
 
-        await until(refused, 5)
+        await until(refused)
         good(await alice.http.post(f"/api/resources/{resource['id']}/publish"))
         await bob.result(resource["id"])
         await counted(alice, resource, 4)
@@ -93,7 +101,7 @@ async def test_limits_are_kept_and_used_up_when_runs_cost_something(stack: Stack
             budgets: dict[str, Any] = await alice.get("/api/budgets")
             return budgets if budgets["today_in_test"][0]["reached_percent"] else None
 
-        budgets = await until(used_up, 20)
+        budgets = await until(used_up)
         assert [(each["mode"], each["spent_usd"]) for each in budgets["today"]] == [("live", "0"), ("live", "0")]
         key, one = budgets["today_in_test"]
         assert (key["mode"], one["mode"]) == ("test", "test")
@@ -105,7 +113,7 @@ async def test_limits_are_kept_and_used_up_when_runs_cost_something(stack: Stack
             # No run fits into such a day. Executors hear of a limit within ten seconds.
             return (await bob.execute(resource["id"])).status_code == 409
 
-        await until(refused, 30)
+        await until(refused)
         assert good(await alice.http.put("/api/budgets", json={}))["today"] == []
 
 

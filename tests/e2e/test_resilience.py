@@ -36,8 +36,8 @@ from tests.e2e.client import (
     publisher,
     read_events,
     text_of,
-    until,
 )
+from tests.waiting import until
 
 LONG = "".join(f"word{number:03d} " for number in range(200))
 """What `sandbox/long` says, in four seconds."""

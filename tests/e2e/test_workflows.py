@@ -9,7 +9,18 @@ from typing import Any
 
 from deploy.local.stack import Stack
 from deploy.sandbox.media import png
-from tests.e2e.client import Event, Person, at_gateway, checked, connected, good, problem, read_events, signed_in, until
+from tests.e2e.client import (
+    Event,
+    Person,
+    at_gateway,
+    checked,
+    connected,
+    good,
+    problem,
+    read_events,
+    signed_in,
+)
+from tests.waiting import until
 
 PATH = "/api/workflows"
 
@@ -35,7 +46,7 @@ async def ended(person: Person, workflow_id: str) -> dict[str, Any]:
         view: dict[str, Any] = await person.get(f"{PATH}/{workflow_id}")
         return view if view["status"] != "running" else None
 
-    return await until(look, 20)
+    return await until(look)
 
 
 async def events(person: Person, workflow_id: str, after: int = 0, most: int | None = None) -> list[Event]:

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +58,7 @@ from services.catalog.main import Settings, build
 from services.runtime.bus import Bus
 from services.runtime.service import Service, running
 from tests.stack import Database, serving
+from tests.waiting import until
 
 
 def entry(model_id: str, **changes: Any) -> dict[str, Any]:
@@ -257,7 +258,7 @@ class Parties:
     async def heard(self) -> list[tuple[str, str]]:
         """Every change of resources so far, as (slug, change): what was published before now has arrived."""
         await self.executor.nc.flush()
-        await until_async(lambda: _settled(self.resources))
+        await until(lambda: _settled(self.resources))
         return [(event.slug, event.change) for event in self.resources]
 
 
@@ -295,20 +296,13 @@ async def parties_around(nats: Nats, credentials: Credentials) -> AsyncIterator[
 async def catalog_running(settings: Settings) -> AsyncIterator[Service]:
     """A catalog service that has ended its first reading."""
     async with running(build(settings)) as service:
-        await until_async(lambda: is_ready(service))
+        await until(lambda: is_ready(service))
         yield service
 
 
 async def is_ready(service: Service) -> bool:
     ready, _ = await service.health.readiness()
     return ready
-
-
-async def until_async(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10) -> None:
-    """Poll until it holds."""
-    async with asyncio.timeout(timeout_s):
-        while not await condition():  # noqa: ASYNC110 - what is waited for happens on the bus or in a database
-            await asyncio.sleep(0.02)
 
 
 def metric(service: Service, name: str, **labels: str) -> float | None:

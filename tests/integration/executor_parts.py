@@ -57,6 +57,7 @@ from services.runtime.bus import Bus
 from services.runtime.sealing import lease_context, seal
 from services.runtime.service import Service, running
 from tests.stack import Database
+from tests.waiting import until
 
 T = TypeVar("T")
 
@@ -66,14 +67,6 @@ EVE = Caller(kind="user", id="eve")
 CENT = FixedPrice(mode="fixed", price_usd=Decimal("0.01"))
 # Short enough that a run which a broken test leaves behind does not hold up the end of its service.
 PATIENT = Timeouts(first_token_s=6, idle_s=6, total_s=8)
-
-
-async def eventually(look: Callable[[], Awaitable[T]], timeout_s: float = 8) -> T:
-    """What `look` answers, once that is true. Raises TimeoutError."""
-    async with asyncio.timeout(timeout_s):
-        while not (found := await look()):  # noqa: ASYNC110 - what is waited for happens elsewhere
-            await asyncio.sleep(0.02)
-        return found
 
 
 def model_named(model_id: str) -> Model:
@@ -239,7 +232,7 @@ class House:
 
     async def receipt(self, execution_id: UUID) -> Receipt:
         """The first revision; once it is written there must not be a second first one."""
-        return (await eventually(lambda: self.receipts(execution_id)))[0]
+        return (await until(lambda: self.receipts(execution_id)))[0]
 
     async def revised(self, execution_id: UUID) -> Receipt:
         """The second revision, once it is there."""
@@ -247,7 +240,7 @@ class House:
         async def second() -> list[Receipt]:
             return (await self.receipts(execution_id))[1:]
 
-        [receipt] = await eventually(second)
+        [receipt] = await until(second)
         return receipt
 
     async def status_of(self, execution_id: UUID) -> str | None:
@@ -260,7 +253,7 @@ class House:
         async def has_it() -> bool:
             return await self.status_of(execution_id) == status
 
-        await eventually(has_it)
+        await until(has_it)
 
     async def until_frame(self, execution_id: UUID, kind: str) -> dict[str, Any]:
         """The first frame of this type."""
@@ -268,7 +261,7 @@ class House:
         async def there() -> list[dict[str, Any]]:
             return [frame for frame in self.frames[execution_id] if frame["type"] == kind]
 
-        return (await eventually(there))[0]
+        return (await until(there))[0]
 
     async def calls(self, state: str | None = None) -> list[dict[str, Any]]:
         """Calls that reached the upstream, oldest first."""
@@ -277,7 +270,7 @@ class House:
 
     async def until_called(self) -> None:
         """A call is under way."""
-        await eventually(lambda: self.calls("running"))
+        await until(lambda: self.calls("running"))
 
     async def everything_stored(self) -> str:
         """Every row of the executor's tables as text; bytes are in hexadecimal."""
@@ -295,7 +288,7 @@ class House:
         async def there() -> list[Msg]:
             return [message for message in self.finished if (message.headers or {})[MESSAGE_ID_HEADER] == message_id]
 
-        return (await eventually(there))[0]
+        return (await until(there))[0]
 
     async def _hear_frame(self, message: Msg) -> None:
         self.frames[UUID(message.subject.rpartition(".")[2])].append(orjson.loads(message.data))

@@ -217,13 +217,6 @@ def events_of(text: str) -> list[Event]:
     return [Event(block) for block in text.split("\n\n") if block and not block.startswith(":")]
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
-    """Returns when the condition holds."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another process or connection
-            await asyncio.sleep(0.005)
-
-
 def error_body(response: httpx.Response) -> dict[str, Any]:
     """A problem, checked to be one."""
     assert response.headers["content-type"] == "application/problem+json"

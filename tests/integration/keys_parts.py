@@ -187,13 +187,6 @@ async def keys_running(settings: Settings) -> AsyncIterator[Service]:
         yield service
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    """Poll until it holds."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another process or on the bus
-            await asyncio.sleep(0.02)
-
-
 async def let_time_pass(database: Database, owner: str, **ago: float) -> None:
     """As if that much time had passed since upstream was last asked about the owner's key, and refused it."""
     connection = await asyncpg.connect(database.superuser)

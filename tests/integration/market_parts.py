@@ -52,9 +52,9 @@ from tests.integration.catalog_parts import (
     catalog_running,
     catalog_settings,
     parties_around,
-    until_async,
 )
 from tests.stack import Database
+from tests.waiting import until
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Market:
             # A new message id each time: the stream must not be what filters the duplicates out.
             headers = {MESSAGE_ID_HEADER: uuid4().hex}
             await stream.publish(EXECUTION_FINISHED.subject, encode(receipt), headers=headers)
-        await until_async(self._read, timeout_s=30)
+        await until(self._read)
         await self.settled()
 
     async def _read(self) -> bool:
@@ -89,7 +89,7 @@ class Market:
 
     async def settled(self) -> None:
         """Until everything has been looked at, told, and heard."""
-        await until_async(self._told, timeout_s=20)
+        await until(self._told)
         await self.parties.gateway.nc.flush()
         before = -1
         while before != len(self.notices) + len(self.reached):

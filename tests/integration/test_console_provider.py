@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from services.console.main import Settings
 from services.console.oidc import Attempt, Failure, Provider, SignInError, _About
-from tests.e2e.client import until
 from tests.identity_provider import CLIENT_ID, IdentityProvider
+from tests.waiting import until
 
 CALLBACK = "http://localhost:1/sign-in/callback"
 SECRET = "a secret with : and ü and %20"

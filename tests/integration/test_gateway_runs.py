@@ -29,8 +29,8 @@ from tests.integration.gateway_parts import (
     result_for,
     running_gateway,
     scripted_executor,
-    until,
 )
+from tests.waiting import until
 
 BODY = {"resource": "alice/haiku-maker", "input": {"topic": "rain"}}
 STREAMED = {**BODY, "stream": True}
@@ -210,8 +210,7 @@ async def test_leaving_cancels_a_plain_run(client: httpx.AsyncClient, executor: 
         pending = asyncio.create_task(client.post("/api/execute", json=BODY))
         await until(lambda: bool(other.views))
         pending.cancel()
-        async with asyncio.timeout(1):
-            await other.cancel_seen.wait()
+        await until(other.cancel_seen.is_set)
         assert other.canceled == [other.runs[0].execution_id]
         other.release.set()
 
@@ -516,8 +515,7 @@ async def test_headers_wait_for_the_first_frame_and_frames_leave_at_once(
         first = await anext(response.aiter_text())
         assert Event(first.strip()).kind == "started"
         await context.__aexit__(None, None, None)
-        async with asyncio.timeout(1):
-            await other.cancel_seen.wait()
+        await until(other.cancel_seen.is_set)
         assert other.canceled == [other.runs[0].execution_id]
 
 
@@ -724,6 +722,5 @@ async def test_client_that_is_cut_off_is_noticed(client: httpx.AsyncClient, exec
         # An abortive close (RST), as a crashed client or a cut network leaves it.
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
         writer.transport.abort()
-        async with asyncio.timeout(1):
-            await other.cancel_seen.wait()
+        await until(other.cancel_seen.is_set)
         other.release.set()

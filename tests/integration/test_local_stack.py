@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -35,13 +34,7 @@ from deploy.local.stack import Stack
 from deploy.local.terminal import LogFollower
 from deploy.local.tokens import sign_token
 from tests.stack import ROOT, Database
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        await asyncio.sleep(0.02)
+from tests.waiting import until
 
 
 async def query(dsn: str, sql: str) -> object:
@@ -344,6 +337,7 @@ from pathlib import Path
 from deploy.local.nats import Nats
 from deploy.local.ports import free_port
 from deploy.local.postgres import Postgres
+from tests.waiting import until
 async def run():
     directory = Path(sys.argv[1])
     nats = Nats(directory, port=free_port(), store_key="a-test-key", authorization="")

@@ -26,8 +26,11 @@ from services.runtime import service as runtime_service
 from services.runtime.postgres import connect, create_pool, ping
 from services.runtime.service import Service, running
 from services.runtime.settings import ServiceSettings
-from tests.integration.executor_parts import bus_of, eventually
+from tests.integration.executor_parts import (
+    bus_of,
+)
 from tests.stack import ROOT, Database
+from tests.waiting import until
 
 
 def service_of(nats_url: str, credentials: Credentials, **changes: Any) -> Service:
@@ -89,7 +92,7 @@ async def test_service_waits_for_its_bus_and_its_database(
 
     with capture_logs():
         starting = asyncio.create_task(service.start())
-        await eventually(alive)
+        await until(alive)
         answer = await get(service, "/readyz")
         assert (answer.status_code, set(answer.json())) == (503, {"bus", "postgres"})
         async with door_to(database.server.port, at=postgres_port):
@@ -98,7 +101,7 @@ async def test_service_waits_for_its_bus_and_its_database(
                 state: str = (await get(service, "/readyz")).json()["postgres"]
                 return state == "ok"
 
-            await eventually(has_database)
+            await until(has_database)
             assert not await ready(service)
             assert not starting.done()
             await own_nats.start()
@@ -118,10 +121,10 @@ async def test_service_is_not_ready_while_its_bus_is_away(own_nats: Nats, creden
             async def away() -> bool:
                 return not await ready(service)
 
-            await eventually(away)
+            await until(away)
             assert (await get(service, "/livez")).status_code == 200
             await own_nats.start()
-            await eventually(lambda: ready(service), 10)
+            await until(lambda: ready(service))
 
 
 async def test_start_fails_by_name_when_the_port_is_taken(nats_server: Nats, credentials: Credentials) -> None:
@@ -197,7 +200,7 @@ async def test_service_is_not_ready_while_it_stops_and_finishes_what_it_has_begu
         report: dict[str, str] = answer.json() if answer.status_code == 503 else {}
         return report
 
-    assert (await eventually(refuses))["service"] == "stopping"
+    assert (await until(refuses))["service"] == "stopping"
     assert (await get(service, "/livez")).status_code == 200
 
     async def nobody_answers() -> bool:
@@ -207,7 +210,7 @@ async def test_service_is_not_ready_while_it_stops_and_finishes_what_it_has_begu
             return error.code is ErrorCode.UNAVAILABLE
         return False
 
-    await eventually(nobody_answers)
+    await until(nobody_answers)
     assert not stopping.done()
     go_on.set()
     assert (await asking).connected
@@ -295,7 +298,7 @@ async def test_process_ends_with_zero_when_it_is_told_to(
 
     child.start()
     try:
-        await eventually(answers, 20)
+        await until(answers)
         await child.stop(told, grace_s=8)
         assert child.exit_code == 0
         assert "Traceback" not in child.log.read_text()

@@ -52,15 +52,14 @@ async def test_any_other_answer_than_full_ends_the_question(outcome: str) -> Non
     assert (await Slots(wait_s=1).admit("ada", BOB, ask)).outcome == outcome
 
 
-async def test_waiter_is_woken_by_the_end_of_a_run() -> None:
-    key, slots = Key(0), Slots(wait_s=5)
+async def test_waiter_is_woken_by_the_end_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.executor.slots._ASK_AGAIN_S", 3600)
+    key, slots = Key(0), Slots(wait_s=3600)
     waiting = admit(slots, key, "a")
     await settle()
-    began_s = time.monotonic()
     key.free = 1
     slots.freed("ada")
     assert (await waiting).outcome == "admitted"
-    assert time.monotonic() - began_s < 0.1
 
 
 async def test_slot_that_was_freed_elsewhere_is_found_by_asking_again() -> None:
@@ -68,7 +67,7 @@ async def test_slot_that_was_freed_elsewhere_is_found_by_asking_again() -> None:
     waiting = admit(slots, key, "a")
     await settle()
     key.free = 1
-    assert (await asyncio.wait_for(waiting, 1)).outcome == "admitted"
+    assert (await waiting).outcome == "admitted"
 
 
 async def test_slots_go_to_those_who_came_first() -> None:
@@ -125,7 +124,7 @@ async def test_wait_ends_with_overloaded_for_everybody_in_the_line() -> None:
     key, slots = Key(0), Slots(wait_s=0.1)
     began_s = time.monotonic()
     results = await asyncio.gather(*(admit(slots, key, name) for name in "abc"), return_exceptions=True)
-    assert 0.1 <= time.monotonic() - began_s < 0.3
+    assert time.monotonic() - began_s >= 0.1
     for error in results:
         assert isinstance(error, ServiceError)
         assert (error.code, error.body.scope, error.body.retryable) == (ErrorCode.OVERLOADED, "key", True)
@@ -152,8 +151,9 @@ async def test_lines_of_two_owners_do_not_touch_each_other() -> None:
     await waiting
 
 
-async def test_waiter_who_leaves_does_not_hold_up_the_line() -> None:
-    key, slots = Key(0), Slots(wait_s=5)
+async def test_waiter_who_leaves_does_not_hold_up_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.executor.slots._ASK_AGAIN_S", 3600)
+    key, slots = Key(0), Slots(wait_s=3600)
     first = admit(slots, key, "first")
     await settle()
     second = admit(slots, key, "second")
@@ -162,7 +162,7 @@ async def test_waiter_who_leaves_does_not_hold_up_the_line() -> None:
     await settle()
     key.free = 1
     slots.freed("ada")
-    assert (await asyncio.wait_for(second, 0.15)).outcome == "admitted"
+    assert (await second).outcome == "admitted"
     assert slots._lines == {}
 
 

@@ -21,6 +21,7 @@ from services.executor.lines import Splitter
 from services.executor.normalise import Answer, Normaliser
 from services.executor.upstream import Deadlines, Upstream, read_generation
 from tests.stack import ROOT, shared_data
+from tests.waiting import until
 
 FOLDER = shared_data() / "openrouter-responses"
 KEY = "sk-or-test-CANARY-4711"
@@ -454,20 +455,11 @@ async def test_an_answer_whose_usage_never_comes_is_whole_after_a_moment(monkeyp
 # Closing --------------------------------------------------------------------------------------------------------------
 
 
-async def poll(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Waits until something the sandbox tells is true, at most three seconds."""
-    for _ in range(150):
-        if await condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not happen")
-
-
 async def closed_within_a_second(sandbox: str, model: str, canceled_at: float) -> None:
     async def ended() -> bool:
         return bool((await ledger_row(sandbox, model))["state"] != "running")
 
-    await poll(ended)
+    await until(ended)
     row = await ledger_row(sandbox, model)
     assert row["state"] == "cancelled"
     assert row["ended_at"] - canceled_at < 1
@@ -491,7 +483,7 @@ async def test_a_cancel_closes_the_connection_within_a_second_in_every_phase(
         return bool(row.get("generation_id") != before and (mode != "long" or reads >= 3))
 
     task = asyncio.create_task(run(upstream, model, on_read=count))
-    await poll(under_way)
+    await until(under_way)
     canceled_at = time.time()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

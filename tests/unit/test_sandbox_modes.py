@@ -96,9 +96,10 @@ async def test_status_modes_carry_the_hints_of_the_real_ones(client: httpx.Async
     assert (await post(client, "status-402-in-flight", streamed=True)).headers["retry-after"] == "1"
     assert (await post(client, "status-429-upstream", streamed=True)).headers["retry-after"] == "1"
     assert "retry-after" not in (await post(client, "status-429", streamed=True)).headers
+    asked_ms = time.time() * 1000
     platform = await post(client, "status-429-platform", streamed=True)
     reset_ms = int(platform.headers["x-ratelimit-reset"])
-    assert 0 < reset_ms - time.time() * 1000 <= 3000
+    assert asked_ms < reset_ms <= time.time() * 1000 + 3000
     assert platform.json()["error"]["metadata"]["headers"]["X-RateLimit-Reset"] == str(reset_ms)
     moderation = (await post(client, "status-403-moderation", streamed=True)).json()["error"]["metadata"]
     assert moderation["flagged_input"] == PROMPT
@@ -130,7 +131,7 @@ async def test_fast_modes_have_as_many_chunks_as_they_say(client: httpx.AsyncCli
 async def timed(client: httpx.AsyncClient, mode: str, parts: int) -> tuple[list[float], bytes]:
     """Seconds from the request to each of the first parts with an event in it, and all that came."""
     started, times, data = time.monotonic(), [], b""
-    async with client.stream("POST", CHAT, json=body_of(mode, streamed=True), timeout=3) as response:
+    async with client.stream("POST", CHAT, json=body_of(mode, streamed=True), timeout=30) as response:
         async for part in response.aiter_raw():
             data += part
             if b"data: " in part:
@@ -147,7 +148,7 @@ async def test_paced_modes_keep_their_pace(client: httpx.AsyncClient) -> None:
     assert slow[0][0] > 2.9
     assert slow[1].count(b": OPENROUTER PROCESSING\n\n") >= 6
     assert drip[0][0] > 1.9
-    assert drip[0][1] - drip[0][0] > 1.9
+    assert drip[0][1] > 3.9
     assert long[0][-1] > 3.9
     assert joined(events(long[1])).endswith("word199 ")
 
@@ -188,7 +189,7 @@ async def test_fault_ends_the_stream_as_described(client: httpx.AsyncClient, mod
 
 async def test_silence_keeps_sending_comments_alone(client: httpx.AsyncClient) -> None:
     data = b""
-    async with client.stream("POST", CHAT, json=body_of("silence", streamed=True), timeout=2) as response:
+    async with client.stream("POST", CHAT, json=body_of("silence", streamed=True), timeout=30) as response:
         async for part in response.aiter_raw():
             data += part
             if data.count(b"\n\n") == 4:

@@ -2,7 +2,6 @@
 
 import base64
 import os
-import time
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -84,11 +83,8 @@ def test_open_refuses_a_message_encapsulated_to_a_point_of_low_order(point: byte
     refused(PAIR, b64(point + os.urandom(60)))
 
 
-def test_open_refuses_a_million_random_bytes_at_once() -> None:
-    sealed = b64(os.urandom(1_000_000))
-    began = time.monotonic()
-    refused(PAIR, sealed)
-    assert time.monotonic() - began < 1
+def test_open_refuses_a_million_random_bytes() -> None:
+    refused(PAIR, b64(os.urandom(1_000_000)))
 
 
 @pytest.mark.parametrize("public_key", ["", "AAAA", "not base64!", "ü", b64(bytes(33)), *map(b64, LOW_ORDER)])

@@ -25,9 +25,9 @@ from tests.integration.catalog_parts import (
     entry,
     is_ready,
     running_upstream,
-    until_async,
 )
 from tests.stack import ROOT, Database
+from tests.waiting import until
 
 
 async def syncs(parties: Parties) -> list[SyncReport]:
@@ -104,9 +104,9 @@ async def test_two_replicas_make_one_daily_reading_and_a_restart_makes_none(
             running(build(settings, clock=lambda: clock() + timedelta(milliseconds=300))) as two,
         ):
             for service in (one, two):
-                await until_async(lambda service=service: is_ready(service))  # type: ignore[misc]
-            await until_async(both_have_passed_three)
-            await until_async(lambda: _made(superuser, "schedule"))
+                await until(lambda service=service: is_ready(service))  # type: ignore[misc]
+            await until(both_have_passed_three)
+            await until(lambda: _made(superuser, "schedule"))
             await asyncio.sleep(0.3)  # long enough for a second one, were there one
         rows = await superuser.fetch("SELECT requested_by, outcome FROM catalog.syncs ORDER BY id")
         assert [row["requested_by"] for row in rows] == ["start", "schedule"]
@@ -123,7 +123,7 @@ async def test_a_failed_daily_reading_is_tried_again(
     upstream.status = 404
     async with catalog_running(catalog_settings(database, nats_server, credentials, upstream)):
         upstream.status = 200
-        await until_async(lambda: _knows(parties, 3))
+        await until(lambda: _knows(parties, 3))
         assert [report.outcome for report in await syncs(parties)] == ["applied", "failed"]
 
 
@@ -180,20 +180,20 @@ async def test_a_sync_that_is_killed_in_the_middle_leaves_nothing_and_is_repeate
     tmp_path: Path,
 ) -> None:
     async with process(database, nats_server, credentials, upstream, tmp_path / "one.log") as one:
-        await until_async(lambda: _is(superuser, 3, MODELS), timeout_s=30)
+        await until(lambda: _is(superuser, 3, MODELS))
         traces = await superuser.fetchval(TRACES)
         upstream.entries = [entry("m/a"), entry("m/b", name="New name"), *(entry(f"n/{n}") for n in range(50))]
         # Models and the sync are written by now, their prices are not.
         async with superuser.transaction():
             await superuser.execute("LOCK TABLE catalog.ai_model_prices IN EXCLUSIVE MODE")
             asking = asyncio.create_task(parties.sync())
-            await until_async(lambda: _is(superuser, 1, WAITING))
+            await until(lambda: _is(superuser, 1, WAITING))
             await one.kill()
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
     assert await superuser.fetchval(TRACES) == traces, "half of a sync is none"
     async with process(database, nats_server, credentials, upstream, tmp_path / "two.log"):
-        await until_async(lambda: _is(superuser, 52, MODELS), timeout_s=30)
+        await until(lambda: _is(superuser, 52, MODELS))
         report, first = await syncs(parties)
     assert (report.requested_by, report.outcome, len(report.added), report.retired) == ("start", "applied", 50, ["m/c"])
     assert len(first.added) == 3
@@ -219,7 +219,7 @@ async def test_a_sync_that_is_killed_before_it_was_told_is_told_at_the_next_star
     # As it is when the process died after the commit.
     await superuser.execute("UPDATE catalog.syncs SET announced_at = NULL WHERE id = $1", report.id)
     async with catalog_running(settings):
-        await until_async(lambda: _heard(parties, 2))
+        await until(lambda: _heard(parties, 2))
         assert {(event.model_id, event.change) for event in parties.models} == {("m/c", "retired"), ("m/a", "repriced")}
         assert (resource.slug, "availability") in await parties.heard()
         assert len(await syncs(parties)) == 2, "nothing was read again"
@@ -253,7 +253,7 @@ async def test_the_age_is_known_to_a_replica_that_did_not_read(
         )
         await parties.gateway.nc.flush()
         await idle.bus.publish(CATALOG_SYNCED, CatalogSynced(sync_id=2, models=3))
-        await until_async(lambda: _is_young(idle))
+        await until(lambda: _is_young(idle))
 
 
 async def _is_young(service: Any) -> bool:

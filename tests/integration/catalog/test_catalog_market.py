@@ -29,10 +29,10 @@ from tests.integration.catalog_parts import (
     catalog_settings,
     draft,
     entry,
-    until_async,
 )
 from tests.integration.market_parts import Market, market_around, receipt
 from tests.stack import Database
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture
@@ -272,7 +272,7 @@ async def test_a_resource_that_cannot_be_judged_keeps_no_other_from_it(market: M
     async def told() -> bool:
         return market.kinds() == ["model_repriced", "below_cost"]
 
-    await until_async(told)
+    await until(told)
     assert {notice.resource_id for notice in market.notices} == {sound.id}
 
 
@@ -534,7 +534,7 @@ async def test_a_receipt_that_cannot_be_written_is_put_off_alone(market: Market)
     async def counted() -> bool:
         return (await market.stats(created)).total.runs == 2
 
-    await until_async(counted)
+    await until(counted)
     consumer = await stream.consumer_info(RECEIPTS_STREAM.name, "catalog")
     assert (consumer.num_pending, consumer.num_ack_pending) == (0, 1)
 

@@ -17,8 +17,11 @@ from deploy.local.ports import HOST, free_port
 from deploy.local.process import Child, inherited_environment
 from deploy.sandbox.app import Settings as SandboxSettings
 from deploy.sandbox.app import running as running_sandbox
-from tests.integration.catalog_parts import parties_around, until_async
+from tests.integration.catalog_parts import (
+    parties_around,
+)
 from tests.stack import ROOT, Database, shared_data
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture
@@ -51,7 +54,7 @@ async def test_the_process_starts_syncs_serves_and_stops_cleanly(
     child.start()
     try:
         async with httpx.AsyncClient(base_url=f"http://{HOST}:{port}") as http:
-            await until_async(lambda: _ready(http, child), timeout_s=30)
+            await until(lambda: _ready(http, child))
             metrics = (await http.get("/metrics")).text
         assert 'x402jobs_catalog_syncs_total{outcome="applied"} 1.0' in metrics
         async with parties_around(nats_server, credentials) as parties:

@@ -28,9 +28,9 @@ from tests.integration.catalog_parts import (
     entry,
     parties_around,
     running_upstream,
-    until_async,
 )
 from tests.stack import ROOT, Database
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture
@@ -180,4 +180,4 @@ async def started(one: Replica) -> None:
             except httpx.TransportError:
                 return False
 
-        await until_async(ready, timeout_s=30)
+        await until(ready)

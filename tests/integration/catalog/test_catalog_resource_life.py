@@ -37,9 +37,9 @@ from tests.integration.catalog_parts import (
     entry,
     is_ready,
     running_upstream,
-    until_async,
 )
 from tests.stack import Database
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture
@@ -407,7 +407,7 @@ async def test_a_database_that_goes_away_is_unavailable_and_comes_back(
         assert not await is_ready(service)
         assert (await parties.search()).total == 5, "what is in memory is still answered"
         await gate.open()
-        await until_async(lambda: is_ready(service))
+        await until(lambda: is_ready(service))
         assert (await parties.get(created)).version == 1
         assert (await parties.sync()).outcome == "unchanged"
     await gate.shut()

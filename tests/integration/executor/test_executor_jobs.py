@@ -36,8 +36,8 @@ from tests.integration.executor_parts import (
     EVE,
     House,
     begin,
-    eventually,
 )
+from tests.waiting import until
 
 DEMO_FINISHED = as_publisher(AS_FINISHED.subject, "demo")
 
@@ -71,7 +71,7 @@ async def demo_finished(house: House, execution_id: UUID) -> CallerReceipt:
         heard = [CallerReceipt.model_validate_json(m.data) for m in house.finished if m.subject == DEMO_FINISHED]
         return [receipt for receipt in heard if receipt.execution_id == execution_id]
 
-    return (await eventually(there))[0]
+    return (await until(there))[0]
 
 
 # Enqueued by the gateway ----------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ async def test_queued_run_waits_for_a_keys_service_that_restarts(house: House) -
 
     await house.until_status(queued, "waiting")
     await house.until_status(canceled, "waiting")
-    await eventually(waits_for_callers)
+    await until(waits_for_callers)
     assert (await house.cancel(canceled)).status == "canceled"
     house.other.away = False
     await house.until_status(queued, "succeeded")
@@ -250,7 +250,7 @@ async def test_publisher_reads_its_own_frames_and_runs(
     async def last() -> bool:
         return bool(heard) and heard[-1]["type"] == "completed"
 
-    await eventually(last)
+    await until(last)
     await subscription.unsubscribe()
     ask = orjson.dumps({"execution_id": str(execution_id)})
     view = orjson.loads((await house.publisher.request(as_publisher(AS_GET.subject, "demo"), ask)).data)

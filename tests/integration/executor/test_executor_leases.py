@@ -27,9 +27,9 @@ from tests.integration.keys_parts import (
     let_time_pass,
     parties_around,
     running_upstream,
-    until,
 )
 from tests.stack import Database
+from tests.waiting import until
 
 
 @dataclass

@@ -24,11 +24,11 @@ from tests.integration.executor_parts import (
     ADA,
     BOB,
     House,
-    eventually,
     executor_in,
     model_named,
 )
 from tests.stack import Database
+from tests.waiting import until
 
 DOLLAR = Decimal(1)
 DEAR = "anthropic/claude-opus-5"
@@ -146,7 +146,7 @@ async def test_day_of_a_dollar_is_never_overshot_by_uneven_runs_of_two_executors
             )
             return held == 0
 
-        await eventually(settled, 20)
+        await until(settled)
     spent = await house.database.fetchval("SELECT spent_usd FROM executor.budget_days WHERE scope = 'key'")
     costs = (await ledger(house))[1]
     # The call of the run that nobody knows an id of has cost all that was held for it, as far as the limit goes.

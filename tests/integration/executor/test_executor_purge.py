@@ -9,7 +9,13 @@ import pytest
 from contracts.execution import ExecutionResult
 from contracts.subjects import EXECUTION_ENQUEUE
 from services.executor import purge as command
-from tests.integration.executor_parts import BOB, EVE, House, begin, eventually
+from tests.integration.executor_parts import (
+    BOB,
+    EVE,
+    House,
+    begin,
+)
+from tests.waiting import until
 
 WORD = f"secretword{uuid4().hex}"
 
@@ -127,5 +133,5 @@ async def test_run_under_way_is_said_to_be_left(house: House, capsys: pytest.Cap
     async def done() -> bool:
         return "under way" not in (await purge(house, capsys, "bob", do=True))[-1]
 
-    await eventually(done)
+    await until(done)
     assert (await house.view(execution_id)).output_expired

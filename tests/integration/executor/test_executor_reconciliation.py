@@ -20,7 +20,12 @@ from services.executor.reconcile import reconcile
 from services.executor.reconciliation_store import ReconciliationStore
 from services.runtime.postgres import create_pool
 from services.runtime.service import Service
-from tests.integration.executor_parts import ADA, House, eventually, executor_in
+from tests.integration.executor_parts import (
+    ADA,
+    House,
+    executor_in,
+)
+from tests.waiting import until
 
 COST_PLUS = CostPlusPrice(mode="cost_plus", markup_percent=Decimal(100), max_usd=Decimal(1))
 
@@ -66,7 +71,7 @@ async def known(house: House) -> None:
         ]
         return all(answer.status_code == 200 for answer in answers)
 
-    await eventually(told)
+    await until(told)
 
 
 def counted(service: Service, name: str, **labels: str) -> float:
@@ -186,7 +191,7 @@ async def test_night_is_planned_once_over_all_executors_and_goes_on_after_a_rest
             )
             return found
 
-        await eventually(finished)
+        await until(finished)
         assert len(await house.receipts(wrong.execution_id)) == 2
     assert await house.database.fetchval("SELECT count(*) FROM executor.reconciliations WHERE nightly") == 1
     assert len([line for line in logs if line["event"] == "receipts_reconciled" and line["differing"] == 1]) == 1

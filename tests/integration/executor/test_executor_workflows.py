@@ -39,9 +39,9 @@ from tests.integration.executor_parts import (
     BOB,
     EVE,
     House,
-    eventually,
     executor_in,
 )
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -88,7 +88,7 @@ async def ended(house: House, workflow_id: UUID, caller: Caller = BOB) -> Workfl
         view = await look(house, workflow_id, caller)
         return view if view.status in ENDED_WORKFLOW else None
 
-    view = await eventually(there, 20)
+    view = await until(there)
     assert view is not None
     return view
 
@@ -115,7 +115,7 @@ async def until_step(house: House, workflow_id: UUID, name: str, status: str) ->
         found = steps_of(await look(house, workflow_id))[name]
         return found if found.status == status else None
 
-    found = await eventually(there)
+    found = await until(there)
     assert found is not None
     return found
 
@@ -358,7 +358,7 @@ async def test_an_interrupted_step_begins_again_by_itself_but_not_for_ever(house
             attempts = steps_of(await look(house, workflow_id))["a"].attempts
             return len(attempts) == number and attempts[-1].status == "running"
 
-        await eventually(begun, 30)
+        await until(begun)
         # As for an executor that died: nobody renews the lease any more.
         await house.database.execute(
             "UPDATE executor.executions SET lease_until = now() - interval '1 hour', lease_token = gen_random_uuid() "
@@ -401,7 +401,7 @@ async def test_outputs_are_kept_until_the_workflow_has_ended(house: House) -> No
     async def is_gone() -> bool:
         return not await is_kept()
 
-    await eventually(is_gone)
+    await until(is_gone)
     error = await house.refused(resume(house, workflow_id))
     assert error.code is ErrorCode.CONFLICT
     assert "what `a` said is not kept any more" in error.body.message
@@ -411,7 +411,7 @@ async def test_outputs_are_kept_until_the_workflow_has_ended(house: House) -> No
     async def is_forgotten() -> bool:
         return await house.database.fetchval("SELECT definition FROM executor.workflows") is None
 
-    await eventually(is_forgotten)
+    await until(is_forgotten)
     assert "what was sent is not kept" in (await house.refused(resume(house, workflow_id))).body.message
     assert len(await house.calls()) == made, "nothing was paid in silence"
 
@@ -431,7 +431,7 @@ async def test_a_step_waits_for_a_part_that_is_restarting(house: House) -> None:
         return len(house.other.leased) > 1
 
     try:
-        await eventually(asked_twice)
+        await until(asked_twice)
         assert steps_of(await look(house, workflow_id))["b"].status == "running"
     finally:
         house.other.away = False

@@ -33,9 +33,9 @@ from tests.integration.keys_parts import (
     keys_settings,
     parties_around,
     running_upstream,
-    until,
 )
 from tests.stack import ROOT, Database
+from tests.waiting import until
 
 CANARY = "sk-or-v1-CANARY5a7e0c9b1d3f2468ace0bdf13579CANARY"
 
@@ -91,7 +91,7 @@ async def refusal(process: Service) -> str:
     """What a process that must not start wrote before it ended."""
     process.child.start()
     try:
-        await until(lambda: not process.child.running, timeout_s=20)
+        await until(lambda: not process.child.running)
     finally:
         await process.kill()
     assert process.child.exit_code not in {0, None}

@@ -25,9 +25,9 @@ from tests.integration.keys_parts import (
     keys_running,
     keys_settings,
     parties_around,
-    until,
 )
 from tests.stack import Database
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture
