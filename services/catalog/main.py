@@ -25,7 +25,8 @@ from services.catalog.store import Store
 from services.catalog.sync import CatalogSync
 from services.catalog.upstream import Upstream
 from services.runtime.postgres import count_connections
-from services.runtime.service import Service, run
+from services.runtime.process import run
+from services.runtime.service import Service
 from services.runtime.settings import ServiceSettings
 
 log = structlog.get_logger()

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contracts.base import Contract
 from contracts.errors import ErrorBody, ErrorCode, FieldProblem
-from services.runtime.bus import traceparent
+from services.runtime.trace import traceparent
 
 _TIMEOUT = httpx2.Timeout(30, connect=5)
 _NO_READ_TIMEOUT = httpx2.Timeout(30, connect=5, read=60)

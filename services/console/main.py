@@ -9,7 +9,7 @@ from services.console.api import Gateway
 from services.console.app import create_app
 from services.console.oidc import CALLBACK_PATH, Provider
 from services.runtime.edge import Edge
-from services.runtime.service import Process, run
+from services.runtime.process import Process, run
 from services.runtime.settings import ProcessSettings
 
 

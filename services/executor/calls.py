@@ -33,7 +33,7 @@ from services.executor.preparation import Prepared
 from services.executor.retries import MAX_ATTEMPTS, delay_before_retry
 from services.executor.store import Store
 from services.executor.upstream import Deadlines, Upstream
-from services.runtime.bus import traceparent
+from services.runtime.trace import traceparent
 
 log = structlog.get_logger()
 

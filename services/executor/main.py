@@ -76,8 +76,9 @@ from services.runtime.hardening import deny_dumps
 from services.runtime.identity import ExecutorIdentity
 from services.runtime.memory import give_large_blocks_back
 from services.runtime.postgres import connect, count_connections, create_pool, ping
+from services.runtime.process import run
 from services.runtime.sealing import Keyring
-from services.runtime.service import Service, run
+from services.runtime.service import Service
 from services.runtime.settings import ServiceSettings
 
 # Longer than any run may take, so that a stop never cuts one short.

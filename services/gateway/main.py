@@ -16,7 +16,8 @@ from services.runtime.edge import Edge
 from services.runtime.files import Files
 from services.runtime.hardening import deny_dumps
 from services.runtime.memory import give_large_blocks_back
-from services.runtime.service import Service, run
+from services.runtime.process import run
+from services.runtime.service import Service
 from services.runtime.settings import ServiceSettings
 
 

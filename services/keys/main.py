@@ -21,8 +21,9 @@ from services.keys.verify import Verifier
 from services.runtime.hardening import deny_dumps
 from services.runtime.identity import ExecutorIdentities, IdentityError
 from services.runtime.postgres import connect, count_connections, create_pool, ping
+from services.runtime.process import run
 from services.runtime.sealing import Keyring
-from services.runtime.service import Service, run
+from services.runtime.service import Service
 from services.runtime.settings import ServiceSettings
 
 log = structlog.get_logger()

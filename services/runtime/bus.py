@@ -47,6 +47,7 @@ from contracts.subjects import (
     Stream,
     publisher_of,
 )
+from services.runtime.trace import traceparent
 from services.runtime.wrong_values import wrong_value
 
 log = structlog.get_logger()
@@ -82,8 +83,6 @@ class Call:
 
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)
-traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)
-"""W3C trace context of whatever is being done; set by the gateway from HTTP, by the bus from a message."""
 
 
 def current_call() -> Call:

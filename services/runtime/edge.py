@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.runtime.bus import traceparent
+from services.runtime.trace import traceparent
 
 log = structlog.get_logger()
 

@@ -56,7 +56,8 @@ from deploy.local.nats import Nats
 from deploy.local.ports import HOST, free_port
 from services.catalog.main import Settings, build
 from services.runtime.bus import Bus
-from services.runtime.service import Service, running
+from services.runtime.process import running
+from services.runtime.service import Service
 from tests.stack import Database, serving
 from tests.waiting import until
 

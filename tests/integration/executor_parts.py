@@ -54,8 +54,9 @@ from deploy.local.nats import Nats
 from deploy.sandbox import app as sandbox
 from services.executor.main import Settings, build
 from services.runtime.bus import Bus
+from services.runtime.process import running
 from services.runtime.sealing import lease_context, seal
-from services.runtime.service import Service, running
+from services.runtime.service import Service
 from tests.stack import Database
 from tests.waiting import until
 

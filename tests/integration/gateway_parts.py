@@ -41,7 +41,7 @@ from deploy.local.tokens import AUDIENCE, ISSUER, sign_token
 from services.gateway import examples
 from services.gateway.main import Settings, build
 from services.runtime.bus import Bus
-from services.runtime.service import running
+from services.runtime.process import running
 
 SECRET = "a secret that only this test knows, long enough"
 Script = Callable[["ScriptedExecutor", Execute], Awaitable[RunReply]]

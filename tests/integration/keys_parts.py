@@ -31,8 +31,9 @@ from deploy.local.ports import HOST, free_port
 from services.keys.main import Settings, build
 from services.runtime.bus import Bus
 from services.runtime.identity import ExecutorIdentity
+from services.runtime.process import running
 from services.runtime.sealing import RecipientKey, connect_context, lease_context, seal
-from services.runtime.service import Service, running
+from services.runtime.service import Service
 from tests.stack import Database, serving
 
 LIVE_KEY = "sk-or-v1-" + "5ecret0f" * 8

@@ -31,7 +31,8 @@ from contracts.subjects import (
 )
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
-from services.runtime.bus import Bus, current_call, traceparent
+from services.runtime.bus import Bus, current_call
+from services.runtime.trace import traceparent
 
 BusMaker = Callable[..., Bus]
 

@@ -22,9 +22,10 @@ from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from deploy.local.ports import HOST, free_port
 from deploy.local.process import Child, inherited_environment
-from services.runtime import service as runtime_service
+from services.runtime import process as runtime_process
 from services.runtime.postgres import connect, create_pool, ping
-from services.runtime.service import Service, running
+from services.runtime.process import running
+from services.runtime.service import Service
 from services.runtime.settings import ServiceSettings
 from tests.integration.executor_parts import (
     bus_of,
@@ -148,7 +149,7 @@ async def test_only_three_paths_are_answered(nats_server: Nats, credentials: Cre
 async def test_background_work_that_dies_is_begun_again(
     nats_server: Nats, credentials: Credentials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime_service, "_RESTART_DELAY_S", 0.01)
+    monkeypatch.setattr(runtime_process, "_RESTART_DELAY_S", 0.01)
     begun: list[int] = []
     steady = asyncio.Event()
 

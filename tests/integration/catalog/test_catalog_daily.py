@@ -16,7 +16,7 @@ from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from deploy.local.process import Child, inherited_environment
 from services.catalog.main import build
-from services.runtime.service import running
+from services.runtime.process import running
 from tests.integration.catalog_parts import (
     Parties,
     Upstream,
