@@ -67,15 +67,17 @@ def read_key(headers: Mapping[str, str]) -> Key | Refusal:
     if scheme.lower() != "bearer" or not key.strip():
         return errors.NO_AUTH
     key = key.strip()
-    if not key.startswith(("sk-or-test-", "sk-or-v1-")) or "dead" in key:
+    # Between dashes alone: hexadecimal digits can spell "dead" too.
+    words = key.split("-")
+    if not key.startswith(("sk-or-test-", "sk-or-v1-")) or "dead" in words:
         return errors.UNKNOWN_KEY
     return Key(
         hash=hash_key(key),
         label=f"{key[:12]}...{key[-3:]}",
-        is_management="mgmt" in key,
-        is_out_of_credits="poor" in key,
-        is_at_limit="limit" in key,
-        is_free_tier="free" in key,
+        is_management="mgmt" in words,
+        is_out_of_credits="poor" in words,
+        is_at_limit="limit" in words,
+        is_free_tier="free" in words,
     )
 
 

@@ -73,8 +73,7 @@ class OAuth:
             return refusal_response(errors.refuse(403, "Code expired", user=False))
         if method != grant.method or _challenge(verifier, method) != grant.challenge:
             return refusal_response(errors.refuse(403, "Invalid code or code_verifier", user=False))
-        # Digits alone: the sandbox reads words in keys, and "dead" is one that hexadecimal digits can spell.
-        key = f"sk-or-test-oauth-{secrets.randbelow(10**48):048d}"
+        key = f"sk-or-test-oauth-{secrets.token_hex(24)}"
         return web.Response(
             body=orjson.dumps({"key": key, "user_id": errors.USER_ID}),
             headers={"Content-Type": "application/json", "Cache-Control": "no-store"},

@@ -160,6 +160,7 @@ async def test_key_has_every_recorded_field_when_the_key_is_good(client: httpx.A
     ("key", "field", "value", "status"),
     [
         ("sk-or-v1-plain", "is_management_key", False, 200),
+        ("sk-or-v1-0deadf00d1", "is_management_key", False, 200),
         ("sk-or-test-mgmt", "is_management_key", True, 403),
         ("sk-or-test-poor", "limit", None, 402),
         ("sk-or-test-limit", "limit_remaining", 0, 403),
