@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import asyncpg
@@ -48,9 +48,12 @@ SETTINGS = {
 
 
 class Postgres:
-    """One server with its data in `directory`/postgres. It knows the superuser's password, not those of the roles."""
+    """One server with its data in `directory`/postgres. It knows the superuser's password, not those of the roles.
 
-    def __init__(self, directory: Path, *, port: int, password: str) -> None:
+    `settings` are server settings beyond `SETTINGS`, or instead of them.
+    """
+
+    def __init__(self, directory: Path, *, port: int, password: str, settings: Mapping[str, str] | None = None) -> None:
         self.port = port
         self._password = password
         self._data = directory / "postgres"
@@ -59,10 +62,11 @@ class Postgres:
         # The folders above the data may be closed to the system user (a home folder, `mktemp -d`). The child is put into the
         # data folder while it still is root, and this name leads there without passing through any of them.
         self._data_as_seen = "/proc/self/cwd" if self._user else str(self._data)
-        settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        chosen = {**SETTINGS, **(settings or {})}
+        options = [part for name, value in chosen.items() for part in ("-c", f"{name}={value}")]
         self.child = Child(
             "postgres",
-            [str(self._binaries / "postgres"), "-D", self._data_as_seen, "-p", str(port), *settings],
+            [str(self._binaries / "postgres"), "-D", self._data_as_seen, "-p", str(port), *options],
             env=inherited_environment(),
             log=directory / "logs" / "postgres.log",
             cwd=self._data,

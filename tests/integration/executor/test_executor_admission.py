@@ -125,7 +125,7 @@ async def test_result_that_a_workflow_needs_is_kept_until_it_has_ended_whatever_
 
 
 async def test_executor_that_stops_ends_what_it_has_begun_and_begins_nothing_new(house: House) -> None:
-    timeouts = Timeouts(first_token_s=2.5, idle_s=5, total_s=5)
+    timeouts = Timeouts(first_token_s=5, idle_s=10, total_s=10)
     resource = house.other.offer("sandbox/silence", timeouts=timeouts)
     async with executor_in(house, running_per_key=2):
         plain, asking = begin(house, resource)
