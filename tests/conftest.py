@@ -29,7 +29,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("shared-machine")
 
 StackFactory = Callable[..., AbstractAsyncContextManager[Stack]]
-LONGEST_FIRST = ("e2e", "browser", "integration", "contract", "unit")
+LONGEST_FIRST = ("browser", "e2e", "own_stack", "integration", "contract", "unit")
 NATS_USERS = (*SERVICES, PUBLISHER, "other", OBSERVER)
 
 
@@ -133,17 +133,6 @@ def stack_factory(tmp_path_factory: pytest.TempPathFactory) -> StackFactory:
         assert not died, "\n".join(f"{name} ended by itself:\n{tail}" for name, tail in died.items())
 
     return running
-
-
-@pytest_asyncio.fixture(scope="session")
-async def stack(stack_factory: StackFactory) -> AsyncIterator[Stack]:
-    """The whole system with two executors and two gateways, started once for all e2e tests.
-
-    It serves the sandbox's own catalog, whose ordinary models answer faster here than they do for people.
-    """
-    sandbox = {"SANDBOX_FIRST_TOKEN_MS": "20", "SANDBOX_TOKENS_PER_S": "1000"}
-    async with stack_factory(executors=2, gateways=2, settings={"sandbox": sandbox}) as running:
-        yield running
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

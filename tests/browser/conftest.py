@@ -18,14 +18,14 @@ from tests.stack import shared_data
 collect_ignore_glob = [] if chromium() else ["test_*.py"]
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """The system's Chromium; a test opens pages with `visiting`."""
     async with running_browser() as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def console_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recorded catalog as the sandbox of `console_stack` serves it: a test may change a model that no other test names."""
     copy = tmp_path_factory.mktemp("catalog") / "models.json"
@@ -33,7 +33,7 @@ def console_catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def console_stack(stack_factory: StackFactory, console_catalog: Path) -> AsyncIterator[Stack]:
     """The whole system with all models of the recorded catalog; ordinary models answer fast."""
     sandbox = {
@@ -45,7 +45,7 @@ async def console_stack(stack_factory: StackFactory, console_catalog: Path) -> A
         yield running
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def account(console_stack: Stack) -> AsyncIterator[Account]:
     """An account in which something has happened; tests look at it and change nothing."""
     async with furnished(console_stack) as made:

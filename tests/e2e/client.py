@@ -334,3 +334,28 @@ def leaks_nothing(answer: httpx.Response) -> None:
     shown = f"{answer.headers} {answer.text}".lower()
     for word in (MARK, "traceback", "asyncpg", "pydantic", "postgres", "nats", "select ", "/services/"):
         assert word not in shown, answer.text
+
+
+LONG = "".join(f"word{number:03d} " for number in range(200))
+"""What `sandbox/long` says, in four seconds."""
+
+
+def read_text(events: Sequence[Event]) -> str:
+    """What somebody has read at the end: a snapshot replaces everything before it."""
+    text = ""
+    for event in events:
+        if event.kind in {"text", "snapshot"}:
+            text = event.data["text"] if event.kind == "snapshot" else text + event.data["text"]
+    return text
+
+
+async def settled(person: Person, execution_id: str) -> dict[str, Any]:
+    """The run once its cost was looked up and is known: the second revision of its receipt says so too."""
+
+    async def look() -> dict[str, Any] | None:
+        view = await person.execution(execution_id)
+        return view if view["receipt"]["revision"] == 2 and view["cost"]["status"] == "final" else None
+
+    view = await until(look)
+    assert view["cost"] == view["receipt"]["cost"]
+    return view

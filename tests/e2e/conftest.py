@@ -1,4 +1,5 @@
-"""The stack that serves the real catalog and every recording, real and hostile; started once for the tests that need it."""
+"""Two stacks that the tests of this folder share: one with the sandbox's own catalog, one with the real catalog and every recording,
+real and hostile. Tests of whatever needs a stack of its own are in `tests/own_stack`."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -10,6 +11,17 @@ from deploy.local.stack import Stack
 from tests.conftest import StackFactory
 from tests.e2e import hostile_recordings
 from tests.stack import shared_data
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
+async def stack(stack_factory: StackFactory) -> AsyncIterator[Stack]:
+    """The whole system with two executors and two gateways, started once for the tests of this folder.
+
+    It serves the sandbox's own catalog, whose ordinary models answer faster here than they do for people.
+    """
+    sandbox = {"SANDBOX_FIRST_TOKEN_MS": "20", "SANDBOX_TOKENS_PER_S": "1000"}
+    async with stack_factory(executors=2, gateways=2, settings={"sandbox": sandbox}) as running:
+        yield running
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
