@@ -86,6 +86,7 @@ async def test_enqueued_run_is_committed_and_then_done(house: House) -> None:
     view = await house.view(execution_id)
     assert view.result is not None
     assert (view.result.text, view.result.cost) == ("later", PriceOnly(price_usd=CENT.price_usd))
+    await house.until_frame(execution_id, "completed")
     frames = [Frame.model_validate(frame) for frame in house.frames[execution_id]]
     assert [frame.seq for frame in frames] == list(range(1, len(frames) + 1))
     assert (frames[0].type, frames[-1].type) == ("started", "completed")
@@ -160,6 +161,7 @@ async def test_queued_run_is_canceled_before_its_turn(house: House, who: Any) ->
         PriceOnly(price_usd=receipt.cost.price_usd),
     )
     await house.until_finished(f"{queued}:1")
+    await house.until_frame(queued, "completed")
     assert [(frame["seq"], frame["type"]) for frame in house.frames[queued]] == [(1, "completed")]
     await house.cancel(first)
     await running

@@ -422,6 +422,7 @@ async def test_receipt_is_written_when_the_database_is_back_that_died_under_the_
         await database.server.kill()
         await until(waits)
         assert not running.done()
+        await house.until_frame(execution_id, "text")
         assert house.frames[execution_id][-1]["type"] == "text"
         await database.server.start()
         result = await asyncio.wait_for(running, 10)

@@ -256,6 +256,7 @@ async def test_many_workflows_on_two_executors_call_each_step_once(house: House)
     assert await house.database.fetchval("SELECT count(*) FROM executor.executions") == 4 * len(made)
     assert all(len(each.attempts) == 1 for view in views for each in view.steps)
     for workflow_id in made:
+        await house.until_frame(workflow_id, "completed")
         assert [frame["seq"] for frame in house.frames[workflow_id]] == list(range(1, 10))
 
 
@@ -312,6 +313,7 @@ async def test_a_resume_pays_for_what_is_missing_alone(house: House) -> None:
     assert (by_name["a"].execution_id, len(by_name["a"].attempts)) == (first_run, 1)
     assert [(each.number, each.status) for each in by_name["b"].attempts] == [(1, "failed"), (2, "succeeded")]
     assert len(await house.calls()) == before + 2
+    await house.until_frame(workflow_id, "completed")
     seqs = [frame["seq"] for frame in house.frames[workflow_id]]
     assert seqs == list(range(1, view.last_seq + 1))
     assert 0 < view.begun_seq < view.last_seq
