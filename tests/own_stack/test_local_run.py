@@ -24,8 +24,8 @@ from deploy.local.ports import free_port
 from tests.stack import ROOT
 
 READY_S = 90
-SECOND_START_S = 20
-GONE_S = 20
+SECOND_START_S = 60
+GONE_S = 60
 MAKE = shutil.which("make") or "make"
 BASH = shutil.which("bash") or "bash"
 # The copy borrows the installed environment; nothing in it may be made anew by the test.

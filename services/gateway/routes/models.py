@@ -110,7 +110,7 @@ async def estimate_cost(
 @router.post(
     "/api/catalog/sync",
     response_model=SyncReport,
-    responses=answers(examples.SYNC_REPORT, "What the sync did.", 401, 403, 409, 502),
+    responses=answers(examples.SYNC_REPORT, "What the sync did.", 401, 403, 409, 422, 502),
     summary="Sync the catalog now",
     tags=["administration"],
 )
