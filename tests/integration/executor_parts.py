@@ -173,11 +173,19 @@ class House:
             *("cooldowns", "request_rates", "budget_days"),
         ):
             await self.database.execute(f"DELETE FROM executor.{table}")
-        await self.database.execute("TRUNCATE executor.executions CASCADE; TRUNCATE executor.outbox")
+        await until(self._truncate)
         await self.sandbox.post("/sandbox/reset")
         self.other.leased.clear()
         self.frames.clear()
         self.finished.clear()
+
+    async def _truncate(self) -> bool:
+        """False where it stood in the way of an executor that stood in its way."""
+        try:
+            await self.database.execute("TRUNCATE executor.executions CASCADE; TRUNCATE executor.outbox")
+        except asyncpg.DeadlockDetectedError:
+            return False
+        return True
 
     # Asking -----------------------------------------------------------------------------------------------------------
 
