@@ -28,7 +28,7 @@ token: $(INSTALLED) ## Print a token of the running stack: make token USER=alice
 	@$(BIN)/python -m deploy.local token $(if $(filter command line,$(origin USER)),--user $(USER)) $(if $(ADMIN),--admin)
 
 test: $(INSTALLED) ## Run all tests, on a real NATS, a real Postgres and real processes
-	@$(BIN)/python -m pytest -p tests.together -n 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -p tests.together -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED) ## Run the tests that need no servers
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/unit tests/contract
