@@ -10,12 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from deploy.local.stack import Stack
-from tests.e2e.client import (
-    KEY_PATH,
-    Person,
-    good,
-    signed_in,
-)
+from tests.e2e.client import KEY_PATH, Person, good, signed_in
 from tests.waiting import until
 
 CLAUDE, SMALL, PAINTER = "anthropic/claude-sonnet-4.5", "openai/gpt-4o-mini", "google/gemini-2.5-flash-image"

@@ -14,9 +14,7 @@ from deploy.local.ports import HOST, free_port
 from deploy.local.stack import DATABASE, Stack
 from tests.browser.browsing import running_browser, sign_in
 from tests.browser.furnished import COMMITS, Account, furnished
-from tests.e2e.client import (
-    good,
-)
+from tests.e2e.client import good
 from tests.stack import shared_data
 from tests.waiting import until
 

@@ -15,11 +15,7 @@ from playwright.async_api import Browser, Page, expect
 from deploy.local.stack import DATABASE, Stack
 from tests.browser.browsing import accessible, picture, visiting
 from tests.conftest import StackFactory
-from tests.e2e.client import (
-    Person,
-    connected,
-    signed_in,
-)
+from tests.e2e.client import Person, connected, signed_in
 from tests.stack import shared_data
 from tests.waiting import until
 

@@ -16,11 +16,7 @@ from playwright.async_api import Browser, Page, expect
 from deploy.local.stack import Stack
 from deploy.sandbox.media import png
 from tests.browser.browsing import NARROW, WIDE, accessible, fits, picture, visiting
-from tests.e2e.client import (
-    Person,
-    connected,
-    signed_in,
-)
+from tests.e2e.client import Person, connected, signed_in
 from tests.waiting import until
 
 MODEL = "openai/gpt-4o-mini"

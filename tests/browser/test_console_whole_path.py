@@ -12,10 +12,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 
 from deploy.local.stack import Stack
 from tests.browser.browsing import NARROW, accessible, fits, picture, visiting
-from tests.e2e.client import (
-    Person,
-    signed_in,
-)
+from tests.e2e.client import Person, signed_in
 from tests.waiting import until
 
 MODEL = "openai/gpt-4o-mini"

@@ -35,8 +35,17 @@ def test_a_service_imports_only_contracts_runtime_and_itself(service: str) -> No
     assert violations(f"services/{service}", ("contracts", "services.runtime", f"services.{service}")) == []
 
 
-def test_the_console_is_neither_on_the_bus_nor_in_the_database() -> None:
-    """Not by way of the runtime either."""
+def test_the_console_is_not_on_the_bus() -> None:
+    bus = ("faststream", "nats", "contracts.subjects", "contracts.permissions")
+    assert [
+        where(path, node)
+        for path in python_files("services/console")
+        for module, node in imports(path)
+        if any(is_within(module, package) for package in bus)
+    ] == []
+
+
+def test_the_console_loads_neither_bus_nor_database_by_way_of_others() -> None:
     unwanted = {"asyncpg", "faststream", "nats"}
     program = f"import sys, services.console.main; print(*({unwanted} & sys.modules.keys()))"
     assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).split() == []

@@ -11,17 +11,7 @@ import httpx
 import pytest
 
 from deploy.local.stack import Stack
-from tests.e2e.client import (
-    KEY_PATH,
-    SANDBOX_PRICES,
-    at_gateway,
-    connected,
-    draft,
-    good,
-    problem,
-    signed_in,
-    text_of,
-)
+from tests.e2e.client import KEY_PATH, SANDBOX_PRICES, at_gateway, connected, draft, good, problem, signed_in, text_of
 from tests.waiting import until
 
 SECRET_PROMPT = "The creator's own words, worth money: {{text}}"

@@ -9,13 +9,7 @@ import asyncpg
 import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from deploy.local.stack import DATABASE, Stack
-from tests.e2e.client import (
-    KEY_PATH,
-    Person,
-    connected,
-    good,
-    problem,
-)
+from tests.e2e.client import KEY_PATH, Person, connected, good, problem
 from tests.integration.keys.test_keys_process import forms_of
 from tests.waiting import until
 

@@ -40,13 +40,7 @@ from contracts.subjects import (
 from deploy.local.stack import PUBLISHER as PUBLISHER_NAME
 from deploy.local.stack import Stack
 from tests.contract.test_examples import FOLDER
-from tests.e2e.client import (
-    KEY_PATH,
-    Person,
-    connected,
-    good,
-    text_of,
-)
+from tests.e2e.client import KEY_PATH, Person, connected, good, text_of
 from tests.waiting import until
 
 WAIT_S = 6

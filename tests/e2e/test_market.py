@@ -7,14 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from deploy.local.stack import Stack
-from tests.e2e.client import (
-    Person,
-    connected,
-    draft,
-    good,
-    problem,
-    signed_in,
-)
+from tests.e2e.client import Person, connected, draft, good, problem, signed_in
 from tests.waiting import until
 
 SECRET_PROMPT = "The creator's own words, worth money: {{text}}"

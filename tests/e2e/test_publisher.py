@@ -29,10 +29,7 @@ from contracts.subjects import REGISTRY
 from deploy.local.demo import set_up_demo
 from deploy.local.process import inherited_environment
 from deploy.local.stack import Stack
-from tests.e2e.client import (
-    Person,
-    connected,
-)
+from tests.e2e.client import Person, connected
 from tests.stack import ROOT
 from tests.waiting import until
 

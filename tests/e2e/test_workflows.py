@@ -9,17 +9,7 @@ from typing import Any
 
 from deploy.local.stack import Stack
 from deploy.sandbox.media import png
-from tests.e2e.client import (
-    Event,
-    Person,
-    at_gateway,
-    checked,
-    connected,
-    good,
-    problem,
-    read_events,
-    signed_in,
-)
+from tests.e2e.client import Event, Person, at_gateway, checked, connected, good, problem, read_events, signed_in
 from tests.waiting import until
 
 PATH = "/api/workflows"

@@ -45,14 +45,7 @@ from deploy.local.nats import Nats
 from services.catalog.market_store import MarketStore
 from services.runtime.bus import encode
 from services.runtime.postgres import create_pool
-from tests.integration.catalog_parts import (
-    Parties,
-    Upstream,
-    bus_of,
-    catalog_running,
-    catalog_settings,
-    parties_around,
-)
+from tests.integration.catalog_parts import Parties, Upstream, bus_of, catalog_running, catalog_settings, parties_around
 from tests.stack import Database
 from tests.waiting import until
 

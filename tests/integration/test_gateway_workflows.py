@@ -18,13 +18,7 @@ from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from services.gateway import examples, watch, workflow_watch
 from services.runtime.bus import Bus
-from tests.integration.gateway_parts import (
-    Event,
-    error_body,
-    events_of,
-    peer,
-    running_gateway,
-)
+from tests.integration.gateway_parts import Event, error_body, events_of, peer, running_gateway
 from tests.waiting import until
 
 FAILURE = {"code": "upstream", "message": "The step `draft` failed: The provider failed. Resume the workflow then."}

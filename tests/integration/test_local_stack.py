@@ -337,7 +337,6 @@ from pathlib import Path
 from deploy.local.nats import Nats
 from deploy.local.ports import free_port
 from deploy.local.postgres import Postgres
-from tests.waiting import until
 async def run():
     directory = Path(sys.argv[1])
     nats = Nats(directory, port=free_port(), store_key="a-test-key", authorization="")

@@ -139,7 +139,9 @@ async def test_bug_in_a_handler_is_internal_and_keeps_its_detail_to_itself(
     assert reference in capsys.readouterr().out
 
 
-async def test_call_nobody_serves_is_unavailable_and_not_late(nats_server: Nats, credentials: Credentials) -> None:
+async def test_call_nobody_serves_is_unavailable_and_waits_for_no_timeout(
+    nats_server: Nats, credentials: Credentials
+) -> None:
     gateway = bus_of("gateway", nats_server, credentials)
     async with started(gateway):
         with pytest.raises(ServiceError) as caught:

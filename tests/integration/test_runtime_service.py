@@ -27,9 +27,7 @@ from services.runtime.postgres import connect, create_pool, ping
 from services.runtime.process import running
 from services.runtime.service import Service
 from services.runtime.settings import ServiceSettings
-from tests.integration.executor_parts import (
-    bus_of,
-)
+from tests.integration.executor_parts import bus_of
 from tests.stack import ROOT, Database
 from tests.waiting import until
 

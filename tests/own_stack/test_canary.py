@@ -27,14 +27,7 @@ from contracts.subjects import EXECUTION_FINISHED, KEYS_CONNECT, KEYS_LEASE, SER
 from deploy.local.stack import DATABASE, Stack
 from deploy.sandbox.errors import USER_ID
 from tests.conftest import StackFactory
-from tests.e2e.client import (
-    KEY_PATH,
-    Person,
-    draft,
-    good,
-    problem,
-    signed_in,
-)
+from tests.e2e.client import KEY_PATH, Person, draft, good, problem, signed_in
 from tests.waiting import until
 
 FIRST_KEY, SECOND_KEY, WRONG_KEY, PROMPT, SYSTEM, INPUT = (f"canary{uuid4().hex}" for _ in range(6))

@@ -10,15 +10,7 @@ import pytest_asyncio
 
 from deploy.local.stack import Stack
 from tests.conftest import StackFactory
-from tests.e2e.client import (
-    KEY_PATH,
-    Person,
-    at_gateway,
-    connected,
-    good,
-    problem,
-    signed_in,
-)
+from tests.e2e.client import KEY_PATH, Person, at_gateway, connected, good, problem, signed_in
 from tests.waiting import until
 
 

@@ -16,11 +16,7 @@ from contracts.base import new_execution_id
 from contracts.subjects import AS_SUBMIT, as_publisher
 from deploy.local.stack import DATABASE, PUBLISHER, Stack
 from tests.conftest import StackFactory
-from tests.e2e.client import (
-    Person,
-    connected,
-    ledger,
-)
+from tests.e2e.client import Person, connected, ledger
 from tests.stack import ROOT
 from tests.waiting import until
 

@@ -16,13 +16,7 @@ import pytest_asyncio
 from contracts.catalog import CatalogChange, ListSyncs, SyncCatalog, SyncReport
 from contracts.subjects import CATALOG_SYNC, CATALOG_SYNCS
 from services.runtime.service import Service
-from tests.integration.catalog_parts import (
-    Parties,
-    Upstream,
-    entry,
-    metric,
-    running_upstream,
-)
+from tests.integration.catalog_parts import Parties, Upstream, entry, metric, running_upstream
 from tests.stack import shared_data
 from tests.waiting import until
 

@@ -23,13 +23,7 @@ from deploy.local.nats import Nats
 from services.catalog import main as catalog_main
 from services.catalog.reviews import Finding
 from services.runtime.bus import encode
-from tests.integration.catalog_parts import (
-    Upstream,
-    catalog_running,
-    catalog_settings,
-    draft,
-    entry,
-)
+from tests.integration.catalog_parts import Upstream, catalog_running, catalog_settings, draft, entry
 from tests.integration.market_parts import Market, market_around, receipt
 from tests.stack import Database
 from tests.waiting import until

@@ -17,9 +17,7 @@ from deploy.local.ports import HOST, free_port
 from deploy.local.process import Child, inherited_environment
 from deploy.sandbox.app import Settings as SandboxSettings
 from deploy.sandbox.app import running as running_sandbox
-from tests.integration.catalog_parts import (
-    parties_around,
-)
+from tests.integration.catalog_parts import parties_around
 from tests.stack import ROOT, Database, shared_data
 from tests.waiting import until
 

@@ -14,14 +14,7 @@ from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from services.catalog.store import Store
 from services.runtime.service import Service
-from tests.integration.catalog_parts import (
-    Parties,
-    Upstream,
-    catalog_running,
-    catalog_settings,
-    entry,
-    metric,
-)
+from tests.integration.catalog_parts import Parties, Upstream, catalog_running, catalog_settings, entry, metric
 from tests.stack import Database, shared_data
 from tests.waiting import until
 

@@ -10,13 +10,7 @@ from contracts.errors import ErrorCode
 from contracts.execution import ExecutionAccepted, ExecutionResult, PriceOnly
 from contracts.subjects import EXECUTION_ENQUEUE, WORKFLOWS_GET, WORKFLOWS_RUN
 from contracts.workflows import GetWorkflow, RunWorkflow, WorkflowStep
-from tests.integration.executor_parts import (
-    BOB,
-    CENT,
-    House,
-    begin,
-    executor_in,
-)
+from tests.integration.executor_parts import BOB, CENT, House, begin, executor_in
 from tests.waiting import until
 
 # Room -----------------------------------------------------------------------------------------------------------------

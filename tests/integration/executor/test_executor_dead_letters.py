@@ -29,12 +29,7 @@ from contracts.subjects import (
 )
 from services.executor import dead_letters, jobs, requeue
 from services.runtime.service import Service
-from tests.integration.executor_parts import (
-    BOB,
-    House,
-    begin,
-    executor_in,
-)
+from tests.integration.executor_parts import BOB, House, begin, executor_in
 from tests.waiting import until
 
 DEMO = Caller(kind="service", id="demo")

@@ -29,14 +29,7 @@ from contracts.subjects import (
 )
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
-from tests.integration.executor_parts import (
-    ADA,
-    BOB,
-    CENT,
-    EVE,
-    House,
-    begin,
-)
+from tests.integration.executor_parts import ADA, BOB, CENT, EVE, House, begin
 from tests.waiting import until
 
 DEMO_FINISHED = as_publisher(AS_FINISHED.subject, "demo")

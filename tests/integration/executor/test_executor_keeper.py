@@ -30,15 +30,7 @@ from services.executor.frames import Frames
 from services.executor.metrics import ExecutorMetrics
 from services.executor.store import NewExecution, Store
 from services.runtime.postgres import create_pool
-from tests.integration.executor_parts import (
-    ADA,
-    BOB,
-    CENT,
-    House,
-    begin,
-    executor_in,
-    house_without_executor,
-)
+from tests.integration.executor_parts import ADA, BOB, CENT, House, begin, executor_in, house_without_executor
 from tests.stack import Database
 from tests.waiting import until
 

@@ -20,13 +20,7 @@ from services.executor import keeper, main
 from services.executor.limits import Hold
 from services.executor.store import NewExecution, Store
 from services.runtime.postgres import create_pool
-from tests.integration.executor_parts import (
-    ADA,
-    BOB,
-    House,
-    executor_in,
-    model_named,
-)
+from tests.integration.executor_parts import ADA, BOB, House, executor_in, model_named
 from tests.stack import Database
 from tests.waiting import until
 

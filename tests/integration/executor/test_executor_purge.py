@@ -9,12 +9,7 @@ import pytest
 from contracts.execution import ExecutionResult
 from contracts.subjects import EXECUTION_ENQUEUE
 from services.executor import purge as command
-from tests.integration.executor_parts import (
-    BOB,
-    EVE,
-    House,
-    begin,
-)
+from tests.integration.executor_parts import BOB, EVE, House, begin
 from tests.waiting import until
 
 WORD = f"secretword{uuid4().hex}"

@@ -20,11 +20,7 @@ from services.executor.reconcile import reconcile
 from services.executor.reconciliation_store import ReconciliationStore
 from services.runtime.postgres import create_pool
 from services.runtime.service import Service
-from tests.integration.executor_parts import (
-    ADA,
-    House,
-    executor_in,
-)
+from tests.integration.executor_parts import ADA, House, executor_in
 from tests.waiting import until
 
 COST_PLUS = CostPlusPrice(mode="cost_plus", markup_percent=Decimal(100), max_usd=Decimal(1))

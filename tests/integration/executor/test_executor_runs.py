@@ -28,14 +28,7 @@ from contracts.execution import (
 from contracts.keys import KeysChanged
 from contracts.subjects import EXECUTION_CANCELING, EXECUTION_LIST, KEYS_CHANGED, MODEL_CHANGED
 from services.runtime.service import Service
-from tests.integration.executor_parts import (
-    ADA,
-    BOB,
-    EVE,
-    House,
-    begin,
-    executor_in,
-)
+from tests.integration.executor_parts import ADA, BOB, EVE, House, begin, executor_in
 from tests.waiting import until
 
 PRICE = Decimal("0.01")

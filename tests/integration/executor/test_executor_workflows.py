@@ -34,13 +34,7 @@ from contracts.workflows import (
 )
 from services.executor import keeper, main, workflow_runs
 from services.runtime.service import Service
-from tests.integration.executor_parts import (
-    ADA,
-    BOB,
-    EVE,
-    House,
-    executor_in,
-)
+from tests.integration.executor_parts import ADA, BOB, EVE, House, executor_in
 from tests.waiting import until
 
 

@@ -14,12 +14,7 @@ from services.keys.audit import read_heads, walk, write_heads
 from services.keys.store import Head, Store
 from services.runtime.postgres import create_pool
 from tests.integration.custody_parts import log
-from tests.integration.keys_parts import (
-    LIVE_KEY,
-    OTHER_KEY,
-    Parties,
-    Upstream,
-)
+from tests.integration.keys_parts import LIVE_KEY, OTHER_KEY, Parties, Upstream
 from tests.stack import ROOT, Database
 
 # The access log -------------------------------------------------------------------------------------------------------
