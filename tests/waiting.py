@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
+import psutil  # type: ignore[import-untyped,unused-ignore]
+
 PATIENCE_S = 30.0
 
 Found = TypeVar("Found")
@@ -26,3 +28,11 @@ async def until(look: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
             return found
         assert loop.time() < deadline_s, f"still {found!r} after {timeout_s:g} s"
         await asyncio.sleep(0.02)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it has not ended yet; one that nobody has waited for has. It may end between two looks at it."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

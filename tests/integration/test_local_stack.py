@@ -34,7 +34,7 @@ from deploy.local.stack import Stack
 from deploy.local.terminal import LogFollower
 from deploy.local.tokens import sign_token
 from tests.stack import ROOT, Database
-from tests.waiting import until
+from tests.waiting import lives, until
 
 
 async def query(dsn: str, sql: str) -> object:
@@ -47,10 +47,6 @@ async def query(dsn: str, sql: str) -> object:
 
 def unprotected_nats(directory: Path) -> Nats:
     return Nats(directory, port=free_port(), store_key="a-test-key", authorization="")
-
-
-def ends_of(family: list[psutil.Process]) -> list[psutil.Process]:
-    return [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture
@@ -70,7 +66,7 @@ async def test_postgres_keeps_committed_rows_when_killed(own_postgres: Postgres)
         await query(dsn, "CREATE TABLE kept AS SELECT 7 AS number")
         family = psutil.Process(own_postgres.child.pid).children()
         await own_postgres.kill()
-        await until(lambda: not ends_of(family))
+        await until(lambda: not any(map(lives, family)))
         await own_postgres.start()
         assert await query(dsn, "SELECT number FROM kept") == 7
     finally:
@@ -302,7 +298,7 @@ async def test_child_is_killed_with_what_it_started_when_it_ignores_the_signal(t
     await until(lambda: len(psutil.Process(child.pid).children()) == 2)
     family = [psutil.Process(child.pid), *psutil.Process(child.pid).children()]
     await child.stop(grace_s=0.2)
-    await until(lambda: not ends_of(family))
+    await until(lambda: not any(map(lives, family)))
     assert not child.died
 
 
@@ -364,7 +360,7 @@ async def test_nothing_survives_kill_9_of_the_stack_and_the_next_start_succeeds(
             runner.send_signal(signal.SIGKILL)
         assert len(family) > len(servers) == 2
         # The second round starts at once, while the first one's Postgres may still be shutting down.
-    await until(lambda: not ends_of(family))
+    await until(lambda: not any(map(lives, family)))
 
 
 async def test_two_stacks_run_their_servers_side_by_side(tmp_path: Path) -> None:

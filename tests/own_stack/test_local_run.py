@@ -22,6 +22,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from deploy.local.ports import free_port
 from tests.stack import ROOT
+from tests.waiting import lives
 
 READY_S = 90
 SECOND_START_S = 60
@@ -66,17 +67,10 @@ class Running:
     async def until_gone(self) -> int:
         """The exit code, once neither the runner nor anything that it started is left."""
         deadline = time.monotonic() + GONE_S
-        while self.process.poll() is None or any(_lives(one) for one in self.family):
-            assert time.monotonic() < deadline, [one for one in self.family if _lives(one)]
+        while self.process.poll() is None or any(lives(one) for one in self.family):
+            assert time.monotonic() < deadline, [one for one in self.family if lives(one)]
             await asyncio.sleep(0.05)
         return self.process.wait()
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _family(process: subprocess.Popen[bytes], facts: dict[str, Any]) -> list[psutil.Process]:
