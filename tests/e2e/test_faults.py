@@ -35,7 +35,7 @@ FAILURES = {mode: case for mode, case in BY_MODE.items() if not case.succeeds}
 def timeouts_for(wanted: Case) -> dict[str, float]:
     """Short where the case waits for it to pass, long everywhere else: sixty runs at once are a crowd."""
     short = {end.NOT_BEGUN: "first_token_s", end.STALLED: "idle_s"}.get(wanted.ending)
-    return {"first_token_s": 25, "idle_s": 25, "total_s": 60} | ({short: 1} if short else {})
+    return {"first_token_s": 25.0, "idle_s": 25.0, "total_s": 60.0} | ({short: 1.0} if short else {})
 
 
 async def check_failure(stack: Stack, mode: str, wanted: Case) -> None:
