@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 
 import psutil  # type: ignore[import-untyped,unused-ignore]
 
-PATIENCE_S = 30.0
+PATIENCE_S = 30
 
 Found = TypeVar("Found")
 

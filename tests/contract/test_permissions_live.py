@@ -43,9 +43,9 @@ from contracts.subjects import (
 )
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
+from tests.waiting import PATIENCE_S
 
 DEMO, OTHER = "demo", "other"
-WAIT_S = 5
 
 
 @dataclass
@@ -62,7 +62,7 @@ class User:
         Two, because the ping of the client overtakes what is still in its buffer: only the second stands behind it.
         """
         for _ in range(2):
-            await self.nc.flush(timeout=WAIT_S)
+            await self.nc.flush(timeout=PATIENCE_S)
         return [self.refused.get_nowait() for _ in range(self.refused.qsize())]
 
     async def may_subscribe(self, subject: str, queue: str = "") -> bool:
@@ -141,7 +141,7 @@ async def test_every_caller_reaches_its_owner_and_nobody_else_does(sign_in: Sign
         subject = as_publisher(rpc.subject, DEMO)
         for caller in rpc.callers:
             user = users[DEMO if caller == PUBLISHER else caller]
-            reply = await user.nc.request(subject, b"{}", timeout=WAIT_S)
+            reply = await user.nc.request(subject, b"{}", timeout=PATIENCE_S)
             assert json.loads(reply.data) == {"by": "owner"}, rpc.name
         for stranger in a_stranger_to(rpc):
             assert not await users[stranger].may_publish(subject), f"{stranger} reached {rpc.name}"
@@ -224,7 +224,7 @@ async def test_frames_reach_the_viewer_that_they_are_for(sign_in: SignIn) -> Non
     for viewer in (DEMO, OTHER, "gateway"):
         await executor.nc.publish(frames_subject(viewer, uuid4()), viewer.encode())
     assert await executor.refusals() == []
-    assert [(await view.next_msg(timeout=WAIT_S)).data for view in views] == [b"demo", b"gateway"]
+    assert [(await view.next_msg(timeout=PATIENCE_S)).data for view in views] == [b"demo", b"gateway"]
     assert await demo.refusals() == await gateway.refusals() == []
     assert [view.pending_msgs for view in views] == [0, 0], "each hears its own frames alone"
 
@@ -232,14 +232,14 @@ async def test_frames_reach_the_viewer_that_they_are_for(sign_in: SignIn) -> Non
 async def test_a_job_is_acknowledged_to_its_publisher_and_taken_by_the_executor(sign_in: SignIn) -> None:
     executor, demo = await sign_in("executor"), await sign_in(DEMO)
     await declare_streams(executor)
-    accepted = await demo.nc.request(as_publisher(AS_SUBMIT.subject, DEMO), b'{"resource": "a/b"}', timeout=WAIT_S)
+    accepted = await demo.nc.request(as_publisher(AS_SUBMIT.subject, DEMO), b'{"resource": "a/b"}', timeout=PATIENCE_S)
     assert json.loads(accepted.data)["stream"] == JOBS_STREAM.name
     inbox = await executor.nc.jetstream().pull_subscribe(
         as_publisher(AS_SUBMIT.subject, "*"), "jobs", stream=JOBS_STREAM.name
     )
-    (job,) = await inbox.fetch(1, timeout=WAIT_S)
+    (job,) = await inbox.fetch(1, timeout=PATIENCE_S)
     assert job.subject == as_publisher(AS_SUBMIT.subject, DEMO)
-    await job.ack_sync(timeout=WAIT_S)
+    await job.ack_sync(timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("name", [DEMO, "keys"])
@@ -273,7 +273,7 @@ async def test_the_gateway_resumes_a_view_from_the_frames_kept(sign_in: SignIn) 
     for seq in range(1, 4):
         await executor.nc.jetstream().publish(subject, str(seq).encode())
     view = await gateway.nc.jetstream().subscribe(subject, stream=FRAMES_STREAM.name, ordered_consumer=True)
-    assert [(await view.next_msg(timeout=WAIT_S)).data for _ in range(3)] == [b"1", b"2", b"3"]
+    assert [(await view.next_msg(timeout=PATIENCE_S)).data for _ in range(3)] == [b"1", b"2", b"3"]
     await view.unsubscribe()
     assert await gateway.refusals() == []
 
@@ -288,7 +288,7 @@ async def test_the_observer_hears_everything_and_says_nothing(sign_in: SignIn) -
 async def test_nobody_gets_in_without_a_password(own_nats: Nats, options: dict[str, str]) -> None:
     # Spoken by hand: the client library leaves its socket open when the first connection is refused.
     reader, writer = await asyncio.open_connection("127.0.0.1", own_nats.port)
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         await reader.readline()
         writer.write(f"CONNECT {json.dumps({'verbose': True, **options})}\r\nPING\r\n".encode())
         assert b"Authorization Violation" in await reader.readline()
@@ -299,4 +299,4 @@ async def test_nobody_gets_in_without_a_password(own_nats: Nats, options: dict[s
 async def test_a_request_that_nobody_serves_fails_at_once(sign_in: SignIn) -> None:
     gateway = await sign_in("gateway")
     with pytest.raises(NoRespondersError):
-        await gateway.nc.request(KEYS_CONNECT.subject, b"{}", timeout=WAIT_S)
+        await gateway.nc.request(KEYS_CONNECT.subject, b"{}", timeout=PATIENCE_S)

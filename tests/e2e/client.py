@@ -25,7 +25,7 @@ from tests.waiting import until
 
 Found = TypeVar("Found")
 
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 KEY_PATH = "/api/integrations/openrouter"
 MARK = "zq-mark-7741"
 _TABLES = (
@@ -131,14 +131,14 @@ class Person:
         view: dict[str, Any] = await self.get(f"/api/executions/{execution_id}")
         return view
 
-    async def ended(self, execution_id: str, timeout_s: float = 15) -> dict[str, Any]:
+    async def ended(self, execution_id: str) -> dict[str, Any]:
         """The run once it has ended."""
 
         async def look() -> dict[str, Any] | None:
             view = await self.execution(execution_id)
             return view if view["status"] not in {"queued", "running"} else None
 
-        return await until(look, timeout_s)
+        return await until(look)
 
     # The sandbox ----------------------------------------------------------------------------------------------------
 

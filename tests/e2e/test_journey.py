@@ -348,7 +348,7 @@ async def test_run_stops_upstream_when_canceled(stack: Stack) -> None:
         await until(running)
         view = await alice.post(f"/api/executions/{execution_id}/cancel")
         assert view["status"] in {"running", "canceled"}
-        ended = await alice.ended(execution_id, 3)
+        ended = await alice.ended(execution_id)
         assert ended["status"] == "canceled"
         assert [call["state"] for call in await alice.upstream_calls()] == ["cancelled"]
         assert (await alice.post(f"/api/executions/{execution_id}/cancel"))["status"] == "canceled"

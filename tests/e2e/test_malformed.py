@@ -41,9 +41,8 @@ from deploy.local.stack import PUBLISHER as PUBLISHER_NAME
 from deploy.local.stack import Stack
 from tests.contract.test_examples import FOLDER
 from tests.e2e.client import KEY_PATH, Person, connected, good, text_of
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
-WAIT_S = 6
 SECRET = "do-not-repeat-me"
 OUR_FAULT = {ErrorCode.INTERNAL, ErrorCode.TIMEOUT, ErrorCode.UNAVAILABLE}
 
@@ -114,7 +113,7 @@ def error_in(message: Msg) -> ErrorBody:
 
 async def is_served(rpc: AnyRpc, client: Client, subject: str, **arguments: Any) -> None:
     """A proper request is answered, by a reply or by an error that is about what it says."""
-    reply = await client.request(subject, golden(rpc), timeout=WAIT_S, **arguments)
+    reply = await client.request(subject, golden(rpc), timeout=PATIENCE_S, **arguments)
     if reply.headers:
         assert error_in(reply).code not in OUR_FAULT, reply.data
     else:
@@ -134,10 +133,10 @@ async def test_nonsense_is_answered_with_a_typed_error_and_the_next_request_is_s
     client, subject = await caller_of(rpc, sign_in)
     for name, payload in NONSENSE.items():
         await client.publish(subject, payload)  # nobody waits for this one
-        error = error_in(await client.request(subject, payload, timeout=WAIT_S))
+        error = error_in(await client.request(subject, payload, timeout=PATIENCE_S))
         assert error.code is ErrorCode.INVALID, (name, error)
     for payload in wrong_types(rpc):
-        error = error_in(await client.request(subject, payload, timeout=WAIT_S))
+        error = error_in(await client.request(subject, payload, timeout=PATIENCE_S))
         assert error.code is ErrorCode.INVALID, (payload, error)
         assert error.fields
     # Several at once, so that every member of the queue group is asked.
@@ -155,7 +154,9 @@ async def test_nonsense_in_headers_does_no_harm(sign_in: SignIn, rpc: AnyRpc) ->
 
 async def test_an_impossible_deadline_is_answered_in_time(sign_in: SignIn) -> None:
     client = await sign_in("gateway")
-    reply = await client.request(EXECUTION_RUN.subject, golden(EXECUTION_RUN), headers={TIMEOUT_HEADER: "1"}, timeout=5)
+    reply = await client.request(
+        EXECUTION_RUN.subject, golden(EXECUTION_RUN), headers={TIMEOUT_HEADER: "1"}, timeout=PATIENCE_S
+    )
     assert error_in(reply).code in {ErrorCode.TIMEOUT, ErrorCode.NOT_FOUND}
 
 
@@ -168,10 +169,10 @@ async def test_an_input_over_the_limit_is_refused(sign_in: SignIn, person: Perso
         "input": {"text": "x" * MAX_INPUT_BYTES},
         "caller": {"kind": "user", "id": person.name},
     }
-    error = error_in(await gateway.request(EXECUTION_RUN.subject, json.dumps(execute).encode(), timeout=WAIT_S))
+    error = error_in(await gateway.request(EXECUTION_RUN.subject, json.dumps(execute).encode(), timeout=PATIENCE_S))
     assert (error.code, error.fields[0].path) == (ErrorCode.INVALID, "input")
     known = {"execution_id": execute["execution_id"], "caller": execute["caller"]}
-    error = error_in(await gateway.request(EXECUTION_GET.subject, json.dumps(known).encode(), timeout=WAIT_S))
+    error = error_in(await gateway.request(EXECUTION_GET.subject, json.dumps(known).encode(), timeout=PATIENCE_S))
     assert error.code is ErrorCode.NOT_FOUND, "nothing was written"
     assert await person.upstream_calls() == []
 

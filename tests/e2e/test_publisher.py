@@ -31,10 +31,9 @@ from deploy.local.process import inherited_environment
 from deploy.local.stack import Stack
 from tests.e2e.client import Person, connected
 from tests.stack import ROOT
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 ME = "demo"
-WAIT_S = 20
 README = (ROOT / "contracts" / "README.md").read_text(encoding="utf-8")
 Body = dict[str, Any]
 
@@ -50,7 +49,7 @@ class Publisher:
         """A request in the name of the publisher. `body` is JSON unless it is bytes."""
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()
         subject = f"x402jobs.v1.as.{ME}.execution.{verb}"
-        return await self.nc.request(subject, payload, timeout=WAIT_S, headers=headers)
+        return await self.nc.request(subject, payload, timeout=PATIENCE_S, headers=headers)
 
     async def good(self, verb: str, body: Body) -> Body:
         """The reply to a request that must succeed."""
@@ -149,7 +148,7 @@ async def numbered(frames: Subscription) -> list[Body]:
     """All frames of a run: numbered from 1 without gaps, and one that ends it."""
     found: list[Body] = []
     while not found or found[-1]["type"] not in {"completed", "failed"}:
-        found.append(json.loads((await frames.next_msg(timeout=WAIT_S)).data))
+        found.append(json.loads((await frames.next_msg(timeout=PATIENCE_S)).data))
     assert [frame["seq"] for frame in found] == list(range(1, len(found) + 1))
     assert found[0]["type"] == "started"
     return found
@@ -162,7 +161,7 @@ def text_of(frames: list[Body]) -> str:
 async def receipt_of(finished: Subscription, execution_id: str, revision: int = 1) -> Body:
     """The `finished` of one run, with the header that makes a second delivery recognisable."""
     while True:
-        message = await finished.next_msg(timeout=WAIT_S)
+        message = await finished.next_msg(timeout=PATIENCE_S)
         receipt: Body = json.loads(message.data)
         if (receipt["execution_id"], receipt["revision"]) == (execution_id, revision):
             assert message.headers is not None
@@ -271,7 +270,7 @@ async def test_a_job_that_cannot_run_ends_in_finished(
         job = {**job, "execution_id": execution_id, "resource": named}
     finished = await publisher.finished()
     await publisher.submit(job)
-    receipt = json.loads((await finished.next_msg(timeout=WAIT_S)).data)
+    receipt = json.loads((await finished.next_msg(timeout=PATIENCE_S)).data)
     assert (receipt["status"], receipt["error"]["code"]) == ("failed", code), receipt
     assert receipt["error"]["message"]
     assert execution_id in {None, receipt["execution_id"]}
@@ -285,7 +284,7 @@ async def test_a_long_run_is_canceled(publisher: Publisher, creator: Person) -> 
     resource, execution_id = await name_of(creator, "sandbox/long"), new_id()
     frames, finished = await publisher.frames(execution_id), await publisher.finished()
     await publisher.submit({"execution_id": execution_id, "resource": resource, "input": {"text": "go on"}})
-    while json.loads((await frames.next_msg(timeout=WAIT_S)).data)["type"] != "text":
+    while json.loads((await frames.next_msg(timeout=PATIENCE_S)).data)["type"] != "text":
         pass
     view = await publisher.good("cancel", {"execution_id": execution_id})
     assert (view["status"], view["result"]["truncated"]) == ("canceled", True)
@@ -413,7 +412,7 @@ async def test_an_example_of_the_readme_works_as_it_stands(stack: Stack, number:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    output, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
+    output, errors = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert process.returncode == 0, errors.decode()
     text, price = output.decode().strip().rsplit("\n", 1)
     assert text.strip()
@@ -443,7 +442,7 @@ async def test_the_shell_commands_of_the_readme_sign_in_and_name_real_subjects(s
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    output, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
+    output, errors = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert process.returncode == 0, errors.decode()
     facts = json.loads((stack.directory / "stack.json").read_text())
     known = {entry.subject.replace("as.*.", f"as.{ME}.").replace("frames.*.", f"frames.{ME}.") for entry in REGISTRY}

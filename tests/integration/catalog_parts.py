@@ -269,7 +269,7 @@ def _id(resource: Resource | UUID) -> UUID:
 
 async def _settled(heard: list[Any]) -> bool:
     before = len(heard)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
     return len(heard) == before
 
 

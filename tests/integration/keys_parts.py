@@ -35,6 +35,7 @@ from services.runtime.process import running
 from services.runtime.sealing import RecipientKey, connect_context, lease_context, seal
 from services.runtime.service import Service
 from tests.stack import Database, serving
+from tests.waiting import PATIENCE_S
 
 LIVE_KEY = "sk-or-v1-" + "5ecret0f" * 8
 OTHER_KEY = "sk-or-v1-" + "0ther5ec" * 8
@@ -143,7 +144,7 @@ class Parties:
 
     async def change(self) -> tuple[str, int, str]:
         """The next `keys.changed` that the executor heard: owner, version, change."""
-        heard = await asyncio.wait_for(self.changes.get(), 5)
+        heard = await asyncio.wait_for(self.changes.get(), PATIENCE_S)
         return heard.owner, heard.version, heard.change
 
     async def expect_silence(self) -> None:

@@ -87,7 +87,7 @@ class Market:
         before = -1
         while before != len(self.notices) + len(self.reached):
             before = len(self.notices) + len(self.reached)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.2)
 
     async def _told(self) -> bool:
         return not await self.store.unreviewed(1) and not await self.store.unannounced(1)

@@ -543,7 +543,7 @@ async def test_keep_alive_comments_are_sent(
     async def pause(other: ScriptedExecutor, request: Execute) -> RunReply:
         run = id_of(request)
         await other.started(run)
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(1)
         await other.completed(run, 2)
         return result_for(run)
 
@@ -606,11 +606,11 @@ async def test_view_deletes_its_consumer(client: httpx.AsyncClient, executor: Ex
             during = await other.bus.js.stream_info("X402JOBS_FRAMES")
         assert during.state.consumer_count == before.state.consumer_count + 1
 
-        async with asyncio.timeout(3):
-            while True:
-                now = await other.bus.js.stream_info("X402JOBS_FRAMES")
-                if now.state.consumer_count == before.state.consumer_count:
-                    break
+        async def gone() -> bool:
+            now = await other.bus.js.stream_info("X402JOBS_FRAMES")
+            return now.state.consumer_count == before.state.consumer_count
+
+        await until(gone)
 
 
 @pytest.mark.parametrize("user", ["alice", "mallory"])
@@ -694,11 +694,18 @@ async def test_stopping_gateway_sends_its_views_to_another_one(
         await other.started(run)
         await other.text(run, 2, "Rain")
         path = f"/api/executions/{run}/events"
+        seen = ""
+
+        async def follow(gateway: httpx.URL) -> None:
+            nonlocal seen
+            async with outside.stream("GET", f"{gateway}{path}") as response:
+                async for text in response.aiter_text():
+                    seen += text
+
         async with running_gateway(nats_server, credentials) as inside:
-            pending = asyncio.create_task(outside.get(f"{inside.base_url}{path}"))
-            await until(lambda: run in other.asked)
-            await asyncio.sleep(0.1)
-        seen = (await pending).text
+            following = asyncio.create_task(follow(inside.base_url))
+            await until(lambda: "Rain" in seen)
+        await following
         assert seen.endswith("retry: 500\n\n")
         assert [event.kind for event in events_of(seen.removesuffix("retry: 500\n\n"))] == ["started", "text"]
         await other.completed(run, 3)

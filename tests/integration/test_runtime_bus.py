@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import orjson
@@ -33,6 +32,7 @@ from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from services.runtime.bus import Bus, current_call
 from services.runtime.trace import traceparent
+from tests.waiting import PATIENCE_S, until
 
 BusMaker = Callable[..., Bus]
 
@@ -92,7 +92,7 @@ async def test_error_raised_by_a_handler_is_raised_whole_at_the_caller(
     async with started(keys, gateway):
         with pytest.raises(ServiceError) as caught:
             await gateway.call(KEYS_STATUS, OwnerRef(owner="alice"))
-        raw = await gateway.nc.request(KEYS_STATUS.subject, b'{"owner":"alice"}', timeout=2)
+        raw = await gateway.nc.request(KEYS_STATUS.subject, b'{"owner":"alice"}', timeout=PATIENCE_S)
     assert caught.value.body.model_dump(exclude_defaults=True) == {
         "code": ErrorCode.RATE_LIMITED,
         "message": "Slow down – später.",
@@ -168,8 +168,8 @@ async def test_deadline_reaches_the_handler_and_what_it_calls(nats_server: Nats,
     keys.serve(KEYS_STATUS, status)
     keys.serve(KEYS_LEASE, lease)  # type: ignore[arg-type]
     async with started(keys, executor, gateway):
-        await gateway.call(KEYS_STATUS, OwnerRef(owner="a"), timeout_s=1)
-    assert 0.5 < left["callee"] < left["handler"] <= 1
+        await gateway.call(KEYS_STATUS, OwnerRef(owner="a"), timeout_s=10)
+    assert 5 < left["callee"] < left["handler"] <= 10
 
 
 async def test_handler_that_outlasts_the_deadline_answers_timeout(nats_server: Nats, credentials: Credentials) -> None:
@@ -181,7 +181,7 @@ async def test_handler_that_outlasts_the_deadline_answers_timeout(nats_server: N
     keys.serve(KEYS_STATUS, sleep)
     async with started(keys, gateway):
         reply = await gateway.nc.request(
-            KEYS_STATUS.subject, b'{"owner":"a"}', timeout=2, headers={TIMEOUT_HEADER: "100"}
+            KEYS_STATUS.subject, b'{"owner":"a"}', timeout=PATIENCE_S, headers={TIMEOUT_HEADER: "100"}
         )
         assert reply.headers is not None
         assert reply.headers[ERROR_CODE_HEADER] == "timeout"
@@ -225,7 +225,7 @@ async def test_drain_loses_no_request_when_one_of_two_replicas_stops(
 
         async def ask(number: int) -> None:
             await asyncio.sleep(number * 0.0007)
-            await gateway.call((KEYS_STATUS, KEYS_DISCONNECT)[number % 2], OwnerRef(owner="a"), timeout_s=4)
+            await gateway.call((KEYS_STATUS, KEYS_DISCONNECT)[number % 2], OwnerRef(owner="a"), timeout_s=PATIENCE_S)
 
         asking = [asyncio.create_task(ask(number)) for number in range(600)]
         await asyncio.sleep(0.15)
@@ -254,7 +254,7 @@ async def test_malformed_event_is_dropped_and_the_next_one_heard(nats_server: Na
     async with started(keys, executor):
         await keys.nc.publish(KEYS_CHANGED.subject, b"not json")
         await keys.publish(KEYS_CHANGED, KeysChanged(owner="a", version=1, change="connected"))
-        event = await asyncio.wait_for(heard.get(), 2)
+        event = await asyncio.wait_for(heard.get(), PATIENCE_S)
     assert (event.owner, heard.qsize()) == ("a", 0)
 
 
@@ -272,32 +272,20 @@ async def test_connection_survives_the_death_of_its_server(own_nats: Nats, crede
     async with started(keys, gateway, executor):
         await executor.declare(FRAMES_STREAM)
         await own_nats.kill()
-        await _until_disconnected(gateway)
+        await until(lambda: not gateway.connected)
         with pytest.raises(ConnectionError):
             await gateway.ping()
         await own_nats.start()
-        await asyncio.wait_for(back.wait(), 10)
-        await _until(lambda: gateway.call(KEYS_STATUS, OwnerRef(owner="a"), timeout_s=1))
+        await asyncio.wait_for(back.wait(), PATIENCE_S)
+
+        async def answered() -> bool:
+            try:
+                await gateway.call(KEYS_STATUS, OwnerRef(owner="a"), timeout_s=1)
+            except ServiceError:
+                return False
+            return True
+
+        await until(answered)
         await executor.nc.publish(frames_subject("gateway", "x"), b"{}")
         await executor.nc.flush()
         assert (await executor.js.stream_info(FRAMES_STREAM.name)).state.messages == 1
-
-
-async def _until_disconnected(bus: Bus) -> None:
-    deadline = time.monotonic() + 5
-    while bus.connected:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
-
-
-async def _until(ask: Callable[[], Awaitable[object]]) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            await ask()
-        except ServiceError:
-            if time.monotonic() > deadline:
-                raise
-            await asyncio.sleep(0.05)
-        else:
-            return

@@ -29,7 +29,7 @@ from services.runtime.service import Service
 from services.runtime.settings import ServiceSettings
 from tests.integration.executor_parts import bus_of
 from tests.stack import ROOT, Database
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 def service_of(nats_url: str, credentials: Credentials, **changes: Any) -> Service:
@@ -44,7 +44,7 @@ def service_of(nats_url: str, credentials: Credentials, **changes: Any) -> Servi
 
 async def get(service: Service, path: str) -> httpx.Response:
     async with httpx.AsyncClient() as client:
-        return await client.get(f"http://{HOST}:{service.settings.metrics_port}{path}", timeout=5)
+        return await client.get(f"http://{HOST}:{service.settings.metrics_port}{path}", timeout=PATIENCE_S)
 
 
 async def ready(service: Service) -> bool:
@@ -104,7 +104,7 @@ async def test_service_waits_for_its_bus_and_its_database(
             assert not await ready(service)
             assert not starting.done()
             await own_nats.start()
-            await asyncio.wait_for(starting, 10)
+            await asyncio.wait_for(starting, PATIENCE_S)
             assert await ready(service)
             assert "x402jobs_started_timestamp_seconds 1" in (await get(service, "/metrics")).text
             await service.stop()
@@ -162,7 +162,7 @@ async def test_background_work_that_dies_is_begun_again(
     service.background("work", work)
     with capture_logs() as logs:
         async with running(service):
-            await asyncio.wait_for(steady.wait(), 5)
+            await asyncio.wait_for(steady.wait(), PATIENCE_S)
             assert await ready(service)
     failures = [(log["task"], log["error"]) for log in logs if log["event"] == "background_failed"]
     assert failures == [("work", "KeyError")]
@@ -191,7 +191,7 @@ async def test_service_is_not_ready_while_it_stops_and_finishes_what_it_has_begu
     await gateway.start()
     await service.start()
     asking = asyncio.create_task(gateway.call(KEYS_STATUS, OwnerRef(owner="ada")))
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), PATIENCE_S)
     stopping = asyncio.create_task(service.stop())
 
     async def refuses() -> dict[str, str]:
@@ -213,7 +213,7 @@ async def test_service_is_not_ready_while_it_stops_and_finishes_what_it_has_begu
     assert not stopping.done()
     go_on.set()
     assert (await asking).connected
-    await asyncio.wait_for(stopping, 5)
+    await asyncio.wait_for(stopping, PATIENCE_S)
     with pytest.raises(httpx.ConnectError):
         await get(service, "/livez")
     await gateway.close()
@@ -291,7 +291,7 @@ async def test_process_ends_with_zero_when_it_is_told_to(
     async def answers() -> bool:
         try:
             async with httpx.AsyncClient() as client:
-                return (await client.get(f"http://{HOST}:{port}{path}", timeout=5)).status_code == 200
+                return (await client.get(f"http://{HOST}:{port}{path}", timeout=PATIENCE_S)).status_code == 200
         except httpx.TransportError:
             return False
 

@@ -28,7 +28,7 @@ from deploy.local.stack import DATABASE, Stack
 from deploy.sandbox.errors import USER_ID
 from tests.conftest import StackFactory
 from tests.e2e.client import KEY_PATH, Person, draft, good, problem, signed_in
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 FIRST_KEY, SECOND_KEY, WRONG_KEY, PROMPT, SYSTEM, INPUT = (f"canary{uuid4().hex}" for _ in range(6))
 KEYS = (FIRST_KEY, SECOND_KEY, WRONG_KEY)
@@ -241,7 +241,7 @@ async def dump_of(stack: Stack) -> bytes:
 async def collect(stack: Stack, evidence: Evidence) -> None:
     """What is left behind, while everything still runs."""
     facts = json.loads((stack.directory / "stack.json").read_text())
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with httpx.AsyncClient(timeout=PATIENCE_S) as http:
         for name, service in facts["services"].items():
             if service["metrics_url"] is not None:
                 evidence.metrics[f"metrics of {name}"] = (await http.get(service["metrics_url"])).content

@@ -24,7 +24,7 @@ from deploy.local.ports import free_port
 from tests.stack import ROOT
 from tests.waiting import lives
 
-READY_S = 90
+READY_S = 120
 SECOND_START_S = 60
 GONE_S = 60
 MAKE = shutil.which("make") or "make"

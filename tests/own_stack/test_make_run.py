@@ -1,11 +1,10 @@
 """`make run` as a program starts it: a signal that reaches make alone stops everything, and leaves no process."""
 
+import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -14,26 +13,24 @@ import pytest
 from deploy.local.ports import free_port
 from deploy.local.process import inherited_environment
 from deploy.local.stack import ROOT
+from tests.waiting import PATIENCE_S, until
 
 # make itself passes SIGTERM on; what else it was told can only be seen on Linux.
 TOLD = [signal.SIGTERM, signal.SIGINT, signal.SIGKILL] if sys.platform == "linux" else [signal.SIGTERM]
 
 
-def wait_for(what: str, condition: object, timeout_s: float) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} took too long"
-        time.sleep(0.1)
+START_S = 120
 
 
 @pytest.mark.parametrize("told", TOLD)
-def test_stack_stops_when_make_alone_is_told_to(tmp_path: Path, told: signal.Signals) -> None:
+async def test_stack_stops_when_make_alone_is_told_to(tmp_path: Path, told: signal.Signals) -> None:
     ports = {"GATEWAY_PORT": str(free_port()), "CONSOLE_PORT": str(free_port())}
     environment = {**inherited_environment(), "LOCAL_DIR": str(tmp_path), **ports}
     with (tmp_path / "terminal").open("w") as terminal:
-        make = subprocess.Popen(
-            ["make", "--old-file=.venv/.installed", "run"],
+        make = await asyncio.create_subprocess_exec(
+            "make",
+            "--old-file=.venv/.installed",
+            "run",
             cwd=ROOT,
             env=environment,
             stdout=terminal,
@@ -43,15 +40,15 @@ def test_stack_stops_when_make_alone_is_told_to(tmp_path: Path, told: signal.Sig
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
-        wait_for("the start", (tmp_path / "stack.json").exists, 60)
+        await until((tmp_path / "stack.json").exists, START_S)
         described = json.loads((tmp_path / "stack.json").read_text())
         pids = [part["pid"] for group in ("services", "servers") for part in described[group].values()]
         assert all(psutil.pid_exists(pid) for pid in pids)
         os.kill(make.pid, told)
-        wait_for("the end", lambda: not any(psutil.pid_exists(pid) for pid in pids), 30)
-        make.wait(10)
+        await until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 2 * PATIENCE_S)
+        await asyncio.wait_for(make.wait(), PATIENCE_S)
     finally:
-        if make.poll() is None:
+        if make.returncode is None:
             os.killpg(make.pid, signal.SIGINT)
-            make.wait(30)
+            await make.wait()
     assert not [name for name in ("stack.json", "targets.json") if (tmp_path / name).exists()]

@@ -18,7 +18,7 @@ from deploy.local.stack import DATABASE, PUBLISHER, Stack
 from tests.conftest import StackFactory
 from tests.e2e.client import Person, connected, ledger
 from tests.stack import ROOT
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 ENDED_S = 60
 
@@ -33,7 +33,9 @@ async def submit(stack: Stack, resource: str) -> str:
         inbox_prefix=f"_INBOX.{PUBLISHER}",
     )
     body = {"execution_id": execution_id, "resource": resource, "input": {"text": "handed over"}}
-    reply = await service.request(as_publisher(AS_SUBMIT.subject, PUBLISHER), json.dumps(body).encode(), timeout=5)
+    reply = await service.request(
+        as_publisher(AS_SUBMIT.subject, PUBLISHER), json.dumps(body).encode(), timeout=PATIENCE_S
+    )
     assert json.loads(reply.data)["stream"]
     await service.close()
     return execution_id

@@ -7,6 +7,7 @@ import pytest
 
 from contracts.errors import ErrorCode, ServiceError
 from services.executor.batches import Batches
+from tests.waiting import PATIENCE_S
 
 
 class Line:
@@ -70,7 +71,7 @@ async def test_who_calls_again_at_once_is_not_forgotten_when_all_batches_ended_t
     once = asyncio.create_task(batches.call(2))
     await _settled()
     line.open.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await again, await once) == (["0", "1"], "2")
 
 

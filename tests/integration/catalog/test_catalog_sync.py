@@ -16,7 +16,7 @@ from services.catalog.store import Store
 from services.runtime.service import Service
 from tests.integration.catalog_parts import Parties, Upstream, catalog_running, catalog_settings, entry, metric
 from tests.stack import Database, shared_data
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 async def test_the_catalog_is_read_at_the_start(catalog: Service, parties: Parties) -> None:
@@ -228,7 +228,7 @@ async def test_the_right_to_sync_is_lost_with_the_connection_when_a_sync_fails_o
             async with store.syncing():
                 raise ZeroDivisionError
         await until(lambda: _equals(backends, 0))
-        async with asyncio.timeout(5), store.syncing():
+        async with asyncio.timeout(PATIENCE_S), store.syncing():
             assert await backends() == 1
         assert await watcher.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
         assert await backends() == 1, "a connection that went well is kept"

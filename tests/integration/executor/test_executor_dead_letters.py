@@ -30,7 +30,7 @@ from contracts.subjects import (
 from services.executor import dead_letters, jobs, requeue
 from services.runtime.service import Service
 from tests.integration.executor_parts import BOB, House, begin, executor_in
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 DEMO = Caller(kind="service", id="demo")
 FREE = Decimal(0)
@@ -105,7 +105,7 @@ async def dead_job(house: House, caller: Caller = BOB) -> tuple[UUID, DeadLetter
 
 
 async def submit(house: House, payload: bytes) -> None:
-    await house.publisher.request(as_publisher(AS_SUBMIT.subject, "demo"), payload)
+    await house.publisher.request(as_publisher(AS_SUBMIT.subject, "demo"), payload, timeout=PATIENCE_S)
 
 
 async def told(house: House, execution_id: UUID) -> CallerReceipt:

@@ -30,7 +30,7 @@ from contracts.subjects import (
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
 from tests.integration.executor_parts import ADA, BOB, CENT, EVE, House, begin
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 DEMO_FINISHED = as_publisher(AS_FINISHED.subject, "demo")
 
@@ -53,8 +53,9 @@ async def busy(house: House) -> tuple[UUID, asyncio.Task[ExecutionResult]]:
 
 async def submit(house: House, body: dict[str, Any] | bytes) -> None:
     payload = body if isinstance(body, bytes) else orjson.dumps(body)
-    acknowledged = orjson.loads((await house.publisher.request(as_publisher(AS_SUBMIT.subject, "demo"), payload)).data)
-    assert acknowledged["stream"]
+    subject = as_publisher(AS_SUBMIT.subject, "demo")
+    acknowledged = await house.publisher.request(subject, payload, timeout=PATIENCE_S)
+    assert orjson.loads(acknowledged.data)["stream"]
 
 
 async def demo_finished(house: House, execution_id: UUID) -> CallerReceipt:
@@ -238,7 +239,7 @@ async def test_publisher_reads_its_own_frames_and_runs(
     execution_id = new_execution_id()
     subscription = await house.publisher.subscribe(frames_subject("demo", execution_id), cb=hear)
     body = {"execution_id": str(execution_id), "resource": house.other.offer("sandbox/echo"), "input": {"text": "hi"}}
-    reply = await house.publisher.request(as_publisher(AS_RUN.subject, "demo"), orjson.dumps(body), timeout=5)
+    reply = await house.publisher.request(as_publisher(AS_RUN.subject, "demo"), orjson.dumps(body), timeout=PATIENCE_S)
     result = ExecutionResult.model_validate_json(reply.data)
     assert (result.text, result.cost) == ("hi", PriceOnly(price_usd=CENT.price_usd))
 
@@ -248,27 +249,30 @@ async def test_publisher_reads_its_own_frames_and_runs(
     await until(last)
     await subscription.unsubscribe()
     ask = orjson.dumps({"execution_id": str(execution_id)})
-    view = orjson.loads((await house.publisher.request(as_publisher(AS_GET.subject, "demo"), ask)).data)
+    reply = await house.publisher.request(as_publisher(AS_GET.subject, "demo"), ask, timeout=PATIENCE_S)
+    view = orjson.loads(reply.data)
     assert (view["status"], view["result"]["text"], view["receipt"]) == ("succeeded", "hi", None)
     other = await nats.connect(
         nats_server.url, user="other", password=credentials.nats_password("other"), inbox_prefix=inbox_prefix("other")
     )
     for rpc in (AS_GET, AS_CANCEL):
-        assert orjson.loads((await other.request(as_publisher(rpc.subject, "other"), ask)).data)["code"] == "not_found"
+        reply = await other.request(as_publisher(rpc.subject, "other"), ask, timeout=PATIENCE_S)
+        assert orjson.loads(reply.data)["code"] == "not_found"
     await other.close()
 
 
 async def test_publisher_whose_run_takes_too_long_is_told_which_run_it_is(house: House) -> None:
     body = orjson.dumps({"resource": house.other.offer("sandbox/slow"), "input": {"text": "hi"}})
     subject = as_publisher(AS_RUN.subject, "demo")
-    reply = await house.publisher.request(subject, body, timeout=5, headers={TIMEOUT_HEADER: "900"})
+    reply = await house.publisher.request(subject, body, timeout=PATIENCE_S, headers={TIMEOUT_HEADER: "900"})
     error = ErrorBody.model_validate_json(reply.data)
     assert error.code is ErrorCode.TIMEOUT
     assert error.execution_id is not None
     ask = orjson.dumps({"execution_id": str(error.execution_id)})
-    view = orjson.loads((await house.publisher.request(as_publisher(AS_GET.subject, "demo"), ask)).data)
+    reply = await house.publisher.request(as_publisher(AS_GET.subject, "demo"), ask, timeout=PATIENCE_S)
+    view = orjson.loads(reply.data)
     assert view["status"] == "running"
-    await house.publisher.request(as_publisher(AS_CANCEL.subject, "demo"), ask, timeout=5)
+    await house.publisher.request(as_publisher(AS_CANCEL.subject, "demo"), ask, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize(

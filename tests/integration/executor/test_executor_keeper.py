@@ -32,7 +32,7 @@ from services.executor.store import NewExecution, Store
 from services.runtime.postgres import create_pool
 from tests.integration.executor_parts import ADA, BOB, CENT, House, begin, executor_in, house_without_executor
 from tests.stack import Database
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 COST_PLUS = CostPlusPrice(mode="cost_plus", markup_percent=Decimal(100), max_usd=Decimal(1))
 FREE = Decimal(0)
@@ -172,7 +172,7 @@ async def test_renewal_hears_a_cancel_that_no_message_told(house: House) -> None
         execution_id, running = begin(house, house.other.offer("sandbox/long"))
         await house.until_frame(execution_id, "text")
         await house.database.execute("UPDATE executor.executions SET cancel_requested = true")
-        assert (await asyncio.wait_for(running, 20)).status == "canceled"
+        assert (await asyncio.wait_for(running, PATIENCE_S)).status == "canceled"
 
 
 @pytest.mark.usefixtures("short_leases")
@@ -417,7 +417,7 @@ async def test_receipt_is_written_when_the_database_is_back_that_died_under_the_
         await house.until_frame(execution_id, "text")
         assert house.frames[execution_id][-1]["type"] == "text"
         await database.server.start()
-        result = await asyncio.wait_for(running, 10)
+        result = await asyncio.wait_for(running, PATIENCE_S)
         assert result.status == "succeeded"
         await house.until_finished(f"{execution_id}:1")
         house.database = await asyncpg.connect(database.superuser)

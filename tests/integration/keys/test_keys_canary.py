@@ -33,6 +33,7 @@ from tests.integration.keys.test_keys_process import (
 )
 from tests.integration.keys_parts import INSTANCE, Parties, parties_around, running_upstream
 from tests.stack import ROOT, Database
+from tests.waiting import PATIENCE_S
 
 OTHER_CANARY = CANARY.replace("5a7e", "07e4")
 
@@ -192,7 +193,7 @@ async def test_a_million_random_bytes_as_a_sealed_key_are_a_typed_error(
                 await parties.gateway.call(KEYS_CONNECT, request)
             assert refused.value.code is ErrorCode.INVALID
         for rpc, bus in ((KEYS_CONNECT, parties.gateway), (KEYS_LEASE, parties.executor)):
-            reply = await bus.nc.request(rpc.subject, os.urandom(1_000_000), timeout=5)
+            reply = await bus.nc.request(rpc.subject, os.urandom(1_000_000), timeout=PATIENCE_S)
             assert json.loads(reply.data)["code"] == "invalid"
         assert (await parties.status("alice")).connected is False
     assert whole[:40] not in process.child.log.read_text()

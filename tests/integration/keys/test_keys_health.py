@@ -1,7 +1,6 @@
 """When a key is believed dead or exhausted, and how it comes back: on a real bus and database, against an upstream whose
 answers the tests choose."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
 
@@ -27,6 +26,7 @@ from tests.integration.keys_parts import (
     running_upstream,
 )
 from tests.stack import Database
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture
@@ -70,9 +70,10 @@ async def refused_all_day(database: Database, owner: str) -> None:
 
 
 async def until_health(parties: Parties, owner: str, health: str) -> None:
-    async with asyncio.timeout(15):
-        while (await parties.status(owner)).health != health:  # noqa: ASYNC110 - the service does it by itself
-            await asyncio.sleep(0.1)
+    async def is_so() -> bool:
+        return (await parties.status(owner)).health == health
+
+    await until(is_so)
 
 
 # Dead or not ----------------------------------------------------------------------------------------------------------
@@ -413,10 +414,13 @@ async def test_checking_goes_on_after_a_key_that_cannot_be_checked(
     for owner in ("alice", "bob"):
         await check_now(database, owner)
     said = ""
-    async with asyncio.timeout(15):
-        while said.count("key_not_checked") < 2:
-            await asyncio.sleep(0.1)
-            said += capsys.readouterr().out
+
+    def both_told() -> bool:
+        nonlocal said
+        said += capsys.readouterr().out
+        return said.count("key_not_checked") >= 2
+
+    await until(both_told)
     assert "unavailable" in said
     assert "internal" in said
     upstream.status, upstream.facts = 200, {"limit": 3, "limit_remaining": 0}

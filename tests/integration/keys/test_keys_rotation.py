@@ -39,6 +39,7 @@ from tests.integration.keys_parts import (
     parties_around,
 )
 from tests.stack import Database
+from tests.waiting import until
 
 # A ring that changes --------------------------------------------------------------------------------------------------
 
@@ -52,9 +53,7 @@ async def master_key_of(superuser: asyncpg.Connection, owner: str) -> str:
 
 async def instances_hold(superuser: asyncpg.Connection, ids: list[str]) -> None:
     """Returns once the one instance says that it holds these master keys, the first active."""
-    async with asyncio.timeout(10):
-        while await superuser.fetchval("SELECT master_key_ids FROM keys.instances") != ids:  # noqa: ASYNC110 - a table says nothing by itself
-            await asyncio.sleep(0.05)
+    await until(lambda: superuser.fetchval("SELECT master_key_ids = $1 FROM keys.instances", ids))
 
 
 async def rounds_of_following(rounds: int) -> None:
@@ -89,9 +88,7 @@ async def test_a_running_service_follows_its_ring(
             for unusable in (NEW, f"{NEW},{master_key('k1')}", "nonsense", "k1:ü"):
                 logs.clear()
                 write_private(ring, unusable)
-                async with asyncio.timeout(10):
-                    while not any(entry["event"] == "master_keys_refused" for entry in logs):  # noqa: ASYNC110
-                        await asyncio.sleep(0.05)
+                await until(lambda: any(entry["event"] == "master_keys_refused" for entry in logs))
                 assert parties.opened(await parties.lease("alice"), "alice") == LIVE_KEY
                 await rounds_of_following(3)
                 (refusal,) = [entry for entry in logs if entry["event"] == "master_keys_refused"]
@@ -116,9 +113,8 @@ async def test_a_service_says_how_much_a_rotation_has_still_to_do(
     await Recipients(store, OLD_RING).current()
     settings = keys_settings(database, nats_server, credentials, master_keys=SecretStr(f"{NEW},{OLD}"))
     async with keys_running(settings) as service:
-        async with asyncio.timeout(10):
-            while service.registry.get_sample_value("x402jobs_keys_under_old_master_key", {"kind": "data_key"}) != 3:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        told = service.registry.get_sample_value
+        await until(lambda: told("x402jobs_keys_under_old_master_key", {"kind": "data_key"}) == 3)
         assert service.registry.get_sample_value("x402jobs_keys_under_old_master_key", {"kind": "key_pair"}) == 1
 
 

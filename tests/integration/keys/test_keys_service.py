@@ -27,7 +27,7 @@ from tests.integration.keys_parts import (
     parties_around,
 )
 from tests.stack import Database
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 @pytest_asyncio.fixture
@@ -284,7 +284,7 @@ async def test_malformed_messages_are_answered_and_the_service_lives_on(parties:
     for rpc in (rpc for rpc in RPCS if rpc.owner == "keys" and rpc.name != "keys.recipient"):
         bus = parties.executor if rpc is KEYS_LEASE else parties.gateway
         for body in (b"", b"\xff\xfe", b"[]", b'{"owner": 7}', b'{"owner": ""}', b'{"owner": "a b"}'):
-            reply = await bus.nc.request(rpc.subject, body, timeout=5)
+            reply = await bus.nc.request(rpc.subject, body, timeout=PATIENCE_S)
             assert reply.headers is not None
             assert reply.headers[ERROR_CODE_HEADER] == "invalid"
             assert ErrorBody.model_validate_json(reply.data).code is ErrorCode.INVALID

@@ -25,6 +25,7 @@ from services.keys.store import Store
 from services.runtime.postgres import create_pool
 from services.runtime.sealing import Keyring, seal
 from tests.stack import Database
+from tests.waiting import until
 
 KEY = SecretStr("sk-or-v1-" + "0123456789abcdef" * 4)
 RING = Keyring({"m1": AESGCM.generate_key(256)})
@@ -66,9 +67,8 @@ async def keep(store: Store, owner: str, *, keyring: Keyring = RING, leases: int
 async def somebody_waits(database: Database) -> None:
     """Returns once a transaction in this database waits for a lock."""
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    async with signed_in(database.superuser) as connection, asyncio.timeout(5):
-        while not await connection.fetchval(waiting):  # noqa: ASYNC110 - a lock says nothing by itself
-            await asyncio.sleep(0.02)
+    async with signed_in(database.superuser) as connection:
+        await until(lambda: connection.fetchval(waiting))
 
 
 # Row level security ---------------------------------------------------------------------------------------------------
@@ -340,10 +340,9 @@ async def test_a_recipient_lives_a_day_and_is_accepted_for_an_hour_after(store: 
     assert refused.value.code is ErrorCode.INVALID
     keeping = asyncio.create_task(recipients.keep_fresh())
     try:
-        async with signed_in(database.superuser) as connection, asyncio.timeout(5):
-            remaining = "SELECT array_agg(key_id) FROM keys.recipients"
-            while await connection.fetchval(remaining) != [second.key_id]:  # noqa: ASYNC110 - a table says nothing by itself
-                await asyncio.sleep(0.02)
+        async with signed_in(database.superuser) as connection:
+            alone = "SELECT array_agg(key_id) = ARRAY[$1] FROM keys.recipients"
+            await until(lambda: connection.fetchval(alone, second.key_id))
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
