@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export LOCAL_DIR ?= .local
 
 .DEFAULT_GOAL := help
-.PHONY: help run token test test-fast test-browser pictures coverage-keys check format rotate-master-key master-key-in-use verify-access-log reconcile purge documents nats-permissions compatibility bench drill soak lock install-hooks clean
+.PHONY: help run token test test-failed test-fast test-browser pictures coverage-keys check format rotate-master-key master-key-in-use verify-access-log reconcile purge documents nats-permissions compatibility bench drill soak lock install-hooks clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ token: $(INSTALLED) ## Print a token of the running stack: make token USER=alice
 
 test: $(INSTALLED) ## Run all tests, on a real NATS, a real Postgres and real processes
 	@$(BIN)/python -m pytest -p tests.together -n 3 --dist loadfile --no-loadscope-reorder
+
+test-failed: $(INSTALLED) ## Run what failed in the last run once more, one test at a time
+	@$(BIN)/python -m pytest --last-failed --last-failed-no-failures=none
 
 test-fast: $(INSTALLED) ## Run the tests that need no servers
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/unit tests/contract
