@@ -6,8 +6,9 @@ import socket
 
 HOST = "127.0.0.1"
 
-# A stack picks all its ports before most of its servers listen; none may be picked twice.
-_handed_out: set[int] = set()
+# A stack picks all its ports before most of its servers listen; none may be picked twice. Who picks a TCP port keeps the UDP port of
+# the same number, which nobody uses: so other processes that start stacks see it, and it is given back when this one ends.
+_claims: dict[int, socket.socket] = {}
 
 
 def port_is_free(port: int) -> bool:
@@ -23,13 +24,23 @@ def port_is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port nobody listens on, and that this process was not given before."""
+    """A port nobody listens on, and that was given to no process that still runs."""
     for _ in range(1000):
         port = random.randrange(20_000, 32_000)
-        if port not in _handed_out and port_is_free(port):
-            _handed_out.add(port)
+        if _claim(port) and port_is_free(port):
             return port
     raise RuntimeError("no free port between 20000 and 32000 on 127.0.0.1")
+
+
+def _claim(port: int) -> bool:
+    claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        claim.bind((HOST, port))
+    except OSError:
+        claim.close()
+        return False
+    _claims[port] = claim
+    return True
 
 
 def next_free_port(after: int, avoid: frozenset[int] = frozenset()) -> int:

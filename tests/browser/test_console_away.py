@@ -15,15 +15,13 @@ from playwright.async_api import Browser, Page, expect
 from deploy.local.stack import DATABASE, Stack
 from tests.browser.browsing import accessible, picture, visiting
 from tests.conftest import StackFactory
-from tests.e2e.client import Person, connected, signed_in
+from tests.e2e.client import LONG, Person, connected, signed_in, upstream_frozen
 from tests.stack import shared_data
 from tests.waiting import until
 
 AWAY = ("Failed to load resource",)
 """What the browser itself says of requests that nobody answers."""
 MODELS = "/models?q=gpt&sort=price"
-DROPS = "drop 1 drop 2 drop 3 drop 4 drop 5"
-"""What `sandbox/drip` says, in ten seconds."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -48,18 +46,18 @@ async def mortal(own_stack: Stack) -> AsyncIterator[Stack]:
             await part.start()
 
 
-async def running_drip(page: Page, resource: dict[str, object]) -> None:
-    """A run of `sandbox/drip` that has begun to answer."""
+async def running_long(page: Page, resource: dict[str, object]) -> None:
+    """A run of `sandbox/long` that has begun to answer."""
     await page.goto(f"/resources/{resource['id']}/try")
     await page.get_by_role("textbox", name="text").fill("a slow one")
     await page.get_by_role("button", name="Run").click()
-    await expect(page.locator(".run-text")).to_contain_text("drop 1")
+    await expect(page.locator(".run-text")).to_contain_text("word001")
 
 
 async def whole(page: Page) -> None:
     """The run has gone on to its end, and nothing of it was lost or came twice."""
     await expect(page.locator(".run-state")).to_have_text("Done.")
-    assert (await page.locator(".run-text").inner_text()).strip() == DROPS
+    assert (await page.locator(".run-text").inner_text()).split() == LONG.split()
     await expect(page.get_by_role("textbox", name="text")).to_have_value("a slow one")
 
 
@@ -143,20 +141,21 @@ async def slow_workflow(person: Person, resource: dict[str, object]) -> str:
 async def test_what_runs_goes_on_where_it_was_when_the_service_is_back(browser: Browser, mortal: Stack) -> None:
     gateway = mortal.parts["gateway"]
     async with connected(mortal, "runner") as person:
-        resource = await person.publish(model="sandbox/drip")
+        resource = await person.publish(model="sandbox/long")
         async with visiting(browser, mortal, person.name, expected=AWAY) as page:
             other = await page.context.new_page()
-            await running_drip(page, resource)
-            await other.goto(await slow_workflow(person, resource))
-            await expect(other.get_by_role("listitem", name="draft")).to_contain_text("running")
-            await gateway.kill()
-            state = page.locator(".run-state")
-            await expect(state).to_contain_text("The connection is lost, and the run goes on")
-            await expect(other.get_by_text("The connection is lost, and the workflow goes on")).to_be_visible()
-            await expect(page.locator(".run-text")).to_contain_text("drop 1")
-            await picture(page, "run-away-light-1280")
-            await page.get_by_role("button", name="Stop").click()
-            await expect(page.get_by_text("It was not stopped")).to_be_visible()
+            await running_long(page, resource)
+            with upstream_frozen(mortal):
+                await other.goto(await slow_workflow(person, resource))
+                await expect(other.get_by_role("listitem", name="draft")).to_contain_text("running")
+                await gateway.kill()
+                state = page.locator(".run-state")
+                await expect(state).to_contain_text("The connection is lost, and the run goes on")
+                await expect(other.get_by_text("The connection is lost, and the workflow goes on")).to_be_visible()
+                await expect(page.locator(".run-text")).to_contain_text("word001")
+                await picture(page, "run-away-light-1280")
+                await page.get_by_role("button", name="Stop").click()
+                await expect(page.get_by_text("It was not stopped")).to_be_visible()
             await gateway.start()
             await whole(page)
             await expect(other.get_by_role("listitem", name="draft")).to_contain_text("done")
@@ -167,14 +166,15 @@ async def test_what_runs_goes_on_where_it_was_when_the_service_is_back(browser: 
 async def test_an_open_page_outlives_its_console(browser: Browser, mortal: Stack) -> None:
     console = mortal.parts["console"]
     async with connected(mortal, "keeper") as person:
-        resource = await person.publish(model="sandbox/drip")
+        resource = await person.publish(model="sandbox/long")
         async with visiting(browser, mortal, person.name, expected=AWAY) as page:
             form = await page.context.new_page()
             await form.goto("/settings/openrouter")
             await form.get_by_label("All runs together").fill("7.25")
-            await running_drip(page, resource)
-            await console.kill()
-            await expect(page.locator(".run-state")).to_contain_text("The connection is lost, and the run goes on")
+            await running_long(page, resource)
+            with upstream_frozen(mortal):
+                await console.kill()
+                await expect(page.locator(".run-state")).to_contain_text("The connection is lost, and the run goes on")
             await form.get_by_role("button", name="Save the limits").click()
             await expect(form.get_by_role("alert")).to_contain_text("The console cannot be reached")
             await expect(form.get_by_label("All runs together")).to_have_value("7.25")
@@ -182,6 +182,29 @@ async def test_an_open_page_outlives_its_console(browser: Browser, mortal: Stack
             await whole(page)
             await form.get_by_role("button", name="Save the limits").click()
             await expect(form.get_by_role("alert")).to_have_count(0)
+
+
+async def test_a_run_whose_executor_died_is_said_to_be_interrupted(browser: Browser, mortal: Stack) -> None:
+    executor = mortal.parts["executor"]
+    async with connected(mortal, "unlucky") as person:
+        resource = await person.publish(model="sandbox/long")
+        async with visiting(browser, mortal, person.name, expected=AWAY) as page:
+            await running_long(page, resource)
+            with upstream_frozen(mortal):
+                await executor.kill()
+            database = await asyncpg.connect(mortal.postgres.dsn(DATABASE))
+            # As if the fifteen seconds of its lease had passed.
+            await database.execute("UPDATE executor.executions SET lease_until = now() WHERE status = 'running'")
+            await database.close()
+            await executor.start()
+            await expect(page.locator(".run-state")).to_have_text("Interrupted on our side.")
+            await expect(page.locator(".run-ended").get_by_role("alert")).to_contain_text("Try again")
+            await expect(page.locator(".run-cost")).to_contain_text("Nobody is charged")
+            await expect(page.locator(".run-text")).to_contain_text("word001")
+            await accessible(page)
+            await picture(page, "run-interrupted-light-1280")
+            await page.get_by_role("button", name="Run again").click()
+            await whole(page)
 
 
 async def test_what_is_full_or_broken_behind_the_service_is_said(browser: Browser, mortal: Stack) -> None:

@@ -11,7 +11,7 @@ from playwright.async_api import Browser, Page, expect
 
 from deploy.local.stack import Stack
 from tests.browser.browsing import picture, visiting
-from tests.e2e.client import connected, good, signed_in
+from tests.e2e.client import connected, good, signed_in, upstream_frozen
 
 STATE = re.compile("^(done|failed|stopped|running|waiting)$")
 
@@ -84,16 +84,17 @@ async def test_a_run_goes_on_live_survives_a_reload_and_is_stopped(browser: Brow
         run = await person.enqueue(drip["id"])
         await open_run(page, run)
         await expect(page.locator(".run-text")).not_to_be_empty()
-        await page.reload()
-        await expect(page.locator(".run-text")).not_to_be_empty()
-        await expect(page.get_by_role("region", name="How it went")).to_contain_text(re.compile("waiting|running"))
-        await page.get_by_role("button", name="Stop").click()
-        dialog = page.get_by_role("dialog")
-        await expect(dialog).to_contain_text("may have to be paid")
-        await dialog.get_by_role("button", name="Cancel").click()
-        assert (await person.execution(run))["status"] == "running"
-        await page.get_by_role("button", name="Stop").click()
-        await dialog.get_by_role("button", name="Stop it").click()
+        with upstream_frozen(console_stack):
+            await page.reload()
+            await expect(page.locator(".run-text")).not_to_be_empty()
+            await expect(page.get_by_role("region", name="How it went")).to_contain_text(re.compile("waiting|running"))
+            await page.get_by_role("button", name="Stop").click()
+            dialog = page.get_by_role("dialog")
+            await expect(dialog).to_contain_text("may have to be paid")
+            await dialog.get_by_role("button", name="Cancel").click()
+            assert (await person.execution(run))["status"] == "running"
+            await page.get_by_role("button", name="Stop").click()
+            await dialog.get_by_role("button", name="Stop it").click()
         await expect(page.locator("[data-run-ended]")).to_contain_text("Stopped")
         await expect(page.get_by_role("region", name="How it went")).to_contain_text("stopped")
         await expect(page.get_by_role("region", name="Receipt")).to_contain_text("revision 2")
@@ -108,9 +109,10 @@ async def test_creators_stop_what_others_run(browser: Browser, console_stack: St
         drip = await creator.publish(name="Dripping", model="sandbox/drip")
         run = await guest.enqueue(drip["id"])
         async with visiting(browser, console_stack, creator.name) as page:
-            await open_run(page, run)
-            await page.get_by_role("button", name="Stop the run").click()
-            await page.get_by_role("dialog").get_by_role("button", name="Stop it").click()
+            with upstream_frozen(console_stack):
+                await open_run(page, run)
+                await page.get_by_role("button", name="Stop the run").click()
+                await page.get_by_role("dialog").get_by_role("button", name="Stop it").click()
             await expect(page.get_by_role("region", name="How it went")).to_contain_text("stopped")
         assert (await guest.ended(run))["status"] == "canceled"
 
@@ -147,24 +149,27 @@ async def test_a_workflow_is_started_followed_and_stopped(browser: Browser, cons
         await expect(page.get_by_role("alert")).to_contain_text("The step `answer`: There is no such resource")
         steps[1] = step("answer", f"{person.name}/{drip['slug']}", "{{steps.draft.text}}")
         await field.fill(json.dumps({"steps": steps}))
-        await page.get_by_role("button", name="Start it").click()
-
         draft, answer = page.get_by_role("listitem", name="draft"), page.get_by_role("listitem", name="answer")
         live = draft.locator("[data-run-live] .run-text")
+        with upstream_frozen(console_stack):
+            await page.get_by_role("button", name="Start it").click()
+            await expect(draft.get_by_text(STATE).first).to_have_text("running")
         for _ in range(2):
             await expect(live).not_to_be_empty()
             before = await live.inner_text()
             await expect(live).not_to_have_text(before)
-            await picture(page, "workflow-running-light-wide")
-            await page.reload()
-        await expect(live).not_to_be_empty()
+            with upstream_frozen(console_stack):
+                await picture(page, "workflow-running-light-wide")
+                await page.reload()
+                await expect(live).not_to_be_empty()
         await expect(draft.get_by_text(STATE).first).to_have_text("done")
         # Who has read along reads on: nothing folds away at the end.
         await expect(draft.locator("details .run-text")).to_be_visible()
         await expect(answer.get_by_text(STATE).first).to_have_text("running")
         await expect(answer.locator("[data-run-live] .run-text")).not_to_be_empty()
-        await page.get_by_role("button", name="Stop the workflow").click()
-        await page.get_by_role("dialog").get_by_role("button", name="Stop it").click()
+        with upstream_frozen(console_stack):
+            await page.get_by_role("button", name="Stop the workflow").click()
+            await page.get_by_role("dialog").get_by_role("button", name="Stop it").click()
         await expect(answer.get_by_text(STATE).first).to_have_text("stopped")
         await expect(page.get_by_role("button", name="Resume")).to_be_visible()
         await page.goto("/workflows?status=canceled")

@@ -14,7 +14,7 @@ from playwright.async_api import Browser, Page, Route, expect
 from deploy.local.stack import Stack
 from deploy.sandbox.media import png
 from tests.browser.browsing import NARROW, accessible, fits, picture, visiting
-from tests.e2e.client import connected
+from tests.e2e.client import connected, upstream_frozen
 
 LONG = "word199"
 """The last word of `sandbox/long`, which takes four seconds."""
@@ -93,8 +93,9 @@ async def test_a_run_is_stopped(browser: Browser, console_stack: Stack) -> None:
         await page.goto(f"{address(resource)}/try")
         await run_it(page)
         await expect(page.locator(".run-text")).to_contain_text("word001")
-        await page.get_by_role("button", name="Stop").click()
-        await expect(page.locator(".run-state")).to_have_text("Stopped.")
+        with upstream_frozen(console_stack):
+            await page.get_by_role("button", name="Stop").click()
+            await expect(page.locator(".run-state")).to_have_text("Stopped.")
         await expect(page.locator(".run-cost")).to_contain_text("Price $0.01")
         await expect(page.locator(".run-text")).to_contain_text("word001")
         await expect(page.locator(".run-text")).not_to_contain_text(LONG)
@@ -108,11 +109,13 @@ async def test_a_run_goes_on_through_a_reload_and_in_a_second_tab(browser: Brows
         await page.goto(f"{address(resource)}/try")
         await run_it(page, "a long one")
         await expect(page.locator(".run-text")).to_contain_text("word001")
-        other = await page.context.new_page()
-        await other.goto(page.url)
-        await page.reload()
+        with upstream_frozen(console_stack):
+            other = await page.context.new_page()
+            await other.goto(page.url)
+            await page.reload()
+            for tab in (page, other):
+                await expect(tab.locator(".run-text")).to_contain_text("word001")
         for tab in (page, other):
-            await expect(tab.locator(".run-text")).to_contain_text("word001")
             await expect(tab.locator(".run-ended")).to_contain_text("Price $0.01")
         texts = [await tab.locator(".run-text").inner_text() for tab in (page, other)]
         assert texts[0] == texts[1]
@@ -128,10 +131,11 @@ async def test_what_is_stopped_in_one_tab_is_stopped_in_the_other(browser: Brows
         await page.goto(f"{address(resource)}/try")
         await run_it(page)
         await expect(page.locator(".run-text")).not_to_be_empty()
-        other = await page.context.new_page()
-        await other.goto(page.url)
-        await expect(other.locator(".run-text")).not_to_be_empty()
-        await other.get_by_role("button", name="Stop").click()
+        with upstream_frozen(console_stack):
+            other = await page.context.new_page()
+            await other.goto(page.url)
+            await expect(other.locator(".run-text")).not_to_be_empty()
+            await other.get_by_role("button", name="Stop").click()
         for tab in (page, other):
             await expect(tab.locator(".run-state")).to_have_text("Stopped.")
             await expect(tab.get_by_role("button", name="Stop")).to_be_hidden()

@@ -7,9 +7,11 @@ without seeing each other. Problems are asserted to be proper problems on the wa
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -334,6 +336,18 @@ def leaks_nothing(answer: httpx.Response) -> None:
     shown = f"{answer.headers} {answer.text}".lower()
     for word in (MARK, "traceback", "asyncpg", "pydantic", "postgres", "nats", "select ", "/services/"):
         assert word not in shown, answer.text
+
+
+@contextmanager
+def upstream_frozen(stack: Stack) -> Iterator[None]:
+    """Upstream stands still: what has begun there is still under way at the end, however long it takes to look at that."""
+    pid = stack.parts["sandbox"].child.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 LONG = "".join(f"word{number:03d} " for number in range(200))

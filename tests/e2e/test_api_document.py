@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
+
 from deploy.local.stack import Stack
 from tests.e2e.client import connected
 
 CHECKS = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 
 
+@pytest.mark.timeout(900)
 async def test_every_answer_is_one_that_the_document_names(stack: Stack, tmp_path: Path) -> None:
     async with connected(stack, f"fuzzer-{uuid4().hex[:8]}") as person:
         command = (

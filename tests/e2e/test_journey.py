@@ -11,7 +11,18 @@ import httpx
 import pytest
 
 from deploy.local.stack import Stack
-from tests.e2e.client import KEY_PATH, SANDBOX_PRICES, at_gateway, connected, draft, good, problem, signed_in, text_of
+from tests.e2e.client import (
+    KEY_PATH,
+    SANDBOX_PRICES,
+    at_gateway,
+    connected,
+    draft,
+    good,
+    problem,
+    signed_in,
+    text_of,
+    upstream_frozen,
+)
 from tests.waiting import until
 
 SECRET_PROMPT = "The creator's own words, worth money: {{text}}"
@@ -346,7 +357,8 @@ async def test_run_stops_upstream_when_canceled(stack: Stack) -> None:
             return any(call["state"] == "running" for call in await alice.upstream_calls()) or None
 
         await until(running)
-        view = await alice.post(f"/api/executions/{execution_id}/cancel")
+        with upstream_frozen(stack):
+            view = await alice.post(f"/api/executions/{execution_id}/cancel")
         assert view["status"] in {"running", "canceled"}
         ended = await alice.ended(execution_id)
         assert ended["status"] == "canceled"

@@ -66,8 +66,8 @@ ADA = Caller(kind="user", id="ada")
 BOB = Caller(kind="user", id="bob")
 EVE = Caller(kind="user", id="eve")
 CENT = FixedPrice(mode="fixed", price_usd=Decimal("0.01"))
-# Short enough that a run which a broken test leaves behind does not hold up the end of its service.
-PATIENT = Timeouts(first_token_s=6, idle_s=6, total_s=8)
+# Long for a busy machine, and short enough that a run which a broken test leaves behind ends before that test is given up.
+PATIENT = Timeouts(first_token_s=25, idle_s=25, total_s=60)
 
 
 def model_named(model_id: str) -> Model:

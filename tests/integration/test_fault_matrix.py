@@ -27,7 +27,7 @@ from tests.matrix.plays import LEAK, Play
 from tests.matrix.upstream import MatrixUpstream, matrix_upstream
 from tests.stack import Database, clone_of
 
-AT_ONCE = 40
+AT_ONCE = 20
 SETTLED_S = 120
 PRICE = Decimal("0.01")
 

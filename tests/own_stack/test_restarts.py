@@ -97,11 +97,16 @@ async def test_jobs_survive_the_kill_of_everything_and_operators_can_check_and_d
         stack_factory(settings={"executor": {"RUNNING_PER_KEY": "3"}}) as stack,
         connected(stack, "bob") as person,
     ):
-        resource = await person.publish(model="sandbox/long", config={"max_tokens": 60})
+        resource = await person.publish(model="sandbox/long", config={"max_tokens": 150})
         ids = {await person.enqueue(resource["id"]) for _ in range(4)} | {
             await submit(stack, resource["id"]) for _ in range(2)
         }
         await until(lambda: _running(person))
+        connection = await asyncpg.connect(stack.postgres.dsn(DATABASE))
+        # By which what upstream charged for them is found afterwards.
+        named = "SELECT count(*) = 2 FROM executor.attempts WHERE status = 'running' AND generation_id IS NOT NULL"
+        await until(lambda: connection.fetchval(named))
+        await connection.close()
         await kill_everything(stack)
         connection = await asyncpg.connect(stack.postgres.dsn(DATABASE))
         # The leases of the dead are over; what is left to wait for is the lease that a database which came back gives everybody.
