@@ -89,6 +89,7 @@ async def test_200_callers_of_one_key_on_two_executors_never_run_more_than_five_
                     served.add(caller.id)
                     return turn
                 assert (error.code, error.body.scope) in {(ErrorCode.OVERLOADED, "key"), TOO_BUSY}
+                assert error.body.retry_after_s or error.code is ErrorCode.TIMEOUT
                 await asyncio.sleep((error.body.retry_after_s or 1) / 4)
             raise AssertionError(f"{caller.id} is starved")
 
