@@ -96,7 +96,7 @@ async def test_a_disconnected_key_ends_new_runs_alone_and_shows_at_the_resources
             seen += [event async for event in events]
         # The run that had begun is finished and paid for with the key that it had; nothing new begins.
         assert seen[-1].kind == "completed"
-        assert len(seen) > 50
+        assert len(seen) > 5
         shown = await creator.get(f"/api/resources/{resource['id']}")
         assert shown["status"] == "published"
         assert shown["availability"]["code"] == "key_missing"
