@@ -90,7 +90,7 @@ async def test_a_run_goes_on_live_survives_a_reload_and_is_stopped(browser: Brow
             await expect(page.get_by_role("region", name="How it went")).to_contain_text(re.compile("waiting|running"))
             await page.get_by_role("button", name="Stop").click()
             dialog = page.get_by_role("dialog")
-            await expect(dialog).to_contain_text("may have to be paid")
+            await expect(dialog).to_contain_text("With a test key nothing is spent.")
             await dialog.get_by_role("button", name="Cancel").click()
             assert (await person.execution(run))["status"] == "running"
             await page.get_by_role("button", name="Stop").click()

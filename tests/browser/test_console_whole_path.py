@@ -116,6 +116,7 @@ async def published(page: Page) -> str:
     await page.get_by_role("button", name="Publish", exact=True).click()
     dialog = page.get_by_role("dialog")
     await expect(dialog).to_contain_text("every run spends your own OpenRouter credits")
+    await expect(dialog).to_contain_text("With your test key answers are made up and nobody pays")
     await dialog.get_by_role("button", name="Publish").click()
     await expect(page.get_by_text("It is on the market and can run.")).to_be_visible()
     await picture(page, "path-07-published")
