@@ -6,10 +6,6 @@ import socket
 
 HOST = "127.0.0.1"
 
-# A stack picks all its ports before most of its servers listen; none may be picked twice. Who picks a TCP port keeps the UDP port of
-# the same number, which nobody uses: so other processes that start stacks see it, and it is given back when this one ends.
-_claims: dict[int, socket.socket] = {}
-
 
 def port_is_free(port: int) -> bool:
     """Whether a server could listen on this port now."""
@@ -33,13 +29,18 @@ def free_port() -> int:
 
 
 def _claim(port: int) -> bool:
+    """Whether this process is the first one to pick this port.
+
+    A stack picks all its ports before most of its servers listen. Who picks a TCP port keeps the UDP port of the same number, which
+    nobody uses: so none is picked twice, by other processes either, and all are given back when this one ends.
+    """
     claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         claim.bind((HOST, port))
     except OSError:
         claim.close()
         return False
-    _claims[port] = claim
+    claim.detach()
     return True
 
 

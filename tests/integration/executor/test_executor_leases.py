@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.errors import ErrorCode, ServiceError
+from contracts.keys import KeysChanged
 from contracts.subjects import KEYS_CHANGED
 from deploy.local.credentials import Credentials
 from deploy.local.nats import Nats
@@ -34,24 +35,35 @@ from tests.waiting import until
 
 @dataclass
 class Around:
-    """An executor's leases, and the people around its keys service."""
+    """An executor's leases, and the people around its keys service. `heard` are the changes that the leases have taken in."""
 
     leases: KeyLeases
+    heard: list[KeysChanged]
     bus: Bus
     parties: Parties
     upstream: Upstream
+
+    async def until_heard(self, changes: int) -> None:
+        """Returns once the leases have taken in as many changes of keys, all that there were."""
+        await until(lambda: len(self.heard) == changes)
 
 
 @pytest_asyncio.fixture
 async def around(database: Database, nats_server: Nats, credentials: Credentials) -> AsyncIterator[Around]:
     bus = bus_of("executor", nats_server, credentials)
     leases = KeyLeases(bus, ExecutorIdentity.parse(credentials.executor_identity))
-    bus.listen(KEYS_CHANGED, leases.changed)
+    heard: list[KeysChanged] = []
+
+    async def hear(event: KeysChanged) -> None:
+        await leases.changed(event)
+        heard.append(event)
+
+    bus.listen(KEYS_CHANGED, hear)
     async with running_upstream() as upstream:
         settings = keys_settings(database, nats_server, credentials, openrouter_url=upstream.url)
         async with keys_running(settings), parties_around(nats_server, credentials) as parties:
             await bus.start()
-            yield Around(leases, bus, parties, upstream)
+            yield Around(leases, heard, bus, parties, upstream)
             await bus.close()
 
 
@@ -73,7 +85,7 @@ async def until_held(around: Around, owner: str, expected: str | ErrorCode) -> N
 
 async def test_many_runs_at_once_ask_for_one_lease(around: Around) -> None:
     await around.parties.connect("alice", LIVE_KEY)
-    await until(lambda: not around.parties.changes.empty())
+    await around.until_heard(1)
     leases = await asyncio.gather(*(around.leases.get("alice") for _ in range(50)))
     assert {id(lease) for lease in leases} == {id(leases[0])}
     assert leases[0].api_key == LIVE_KEY
@@ -96,8 +108,7 @@ async def test_a_lease_whose_time_is_over_is_kept_by_nobody(around: Around, monk
     monkeypatch.setattr(handlers, "LEASE_S", 4)
     await around.parties.connect("alice", LIVE_KEY)
     await around.parties.connect("bob", OTHER_KEY)
-    for _ in range(2):
-        await around.parties.change()
+    await around.until_heard(2)
     brief = await around.leases.get("alice")
     monkeypatch.setattr(handlers, "LEASE_S", 60)
     await around.leases.get("bob")
@@ -109,7 +120,7 @@ async def test_a_lease_whose_time_is_over_is_kept_by_nobody(around: Around, monk
     assert list(around.leases._held) == ["alice", "bob"]
     monkeypatch.setattr(handlers, "LEASE_S", 1)
     await around.parties.connect("alice", OTHER_KEY)
-    await around.parties.change()
+    await around.until_heard(3)
     await until_held(around, "alice", OTHER_KEY)
     await until(lambda: list(around.leases._held) == ["bob"])
 
@@ -120,8 +131,7 @@ async def test_runs_that_wait_while_the_key_changes_get_the_new_one(
 ) -> None:
     if former is not None:
         await around.parties.connect("alice", former)
-        await until(lambda: not around.parties.changes.empty())
-        await around.bus.nc.flush()
+        await around.until_heard(1)
     heard, go_on, answers = asyncio.Event(), asyncio.Event(), 0
     call = around.bus.call
 
@@ -149,8 +159,7 @@ async def test_a_lease_that_was_asked_for_before_a_reconnect_is_asked_for_again(
     around: Around,
 ) -> None:
     await around.parties.connect("alice", LIVE_KEY)
-    await until(lambda: not around.parties.changes.empty())
-    await around.bus.nc.flush()
+    await around.until_heard(1)
     waiting = asyncio.create_task(around.leases.get("alice"))
     await asyncio.sleep(0)  # it has begun to ask
     request = around.leases._asking["alice"]
@@ -178,8 +187,7 @@ async def test_a_refused_run_has_the_key_asked_about_and_the_lease_dropped(aroun
 async def test_a_refusal_of_a_former_key_says_nothing_of_the_new_one(around: Around) -> None:
     await around.parties.connect("alice", LIVE_KEY)
     await around.parties.connect("alice", OTHER_KEY)
-    await until(lambda: around.parties.changes.qsize() == 2)
-    await around.bus.nc.flush()
+    await around.until_heard(2)
     lease = await around.leases.get("alice")
     assert lease.version == 2
     around.leases.doubt("alice", 1, ErrorCode.KEY_REJECTED)
