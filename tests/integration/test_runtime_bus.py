@@ -287,5 +287,8 @@ async def test_connection_survives_the_death_of_its_server(own_nats: Nats, crede
 
         await until(answered)
         await executor.nc.publish(frames_subject("gateway", "x"), b"{}")
-        await executor.nc.flush()
-        assert (await executor.js.stream_info(FRAMES_STREAM.name)).state.messages == 1
+
+        async def kept() -> bool:
+            return (await executor.js.stream_info(FRAMES_STREAM.name)).state.messages == 1
+
+        await until(kept)
