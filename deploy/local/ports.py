@@ -23,13 +23,13 @@ def free_port() -> int:
     """A port nobody listens on, and that was given to no process that still runs."""
     for _ in range(1000):
         port = random.randrange(20_000, 32_000)
-        if _claim(port) and port_is_free(port):
+        if _pick(port):
             return port
     raise RuntimeError("no free port between 20000 and 32000 on 127.0.0.1")
 
 
-def _claim(port: int) -> bool:
-    """Whether this process is the first one to pick this port.
+def _pick(port: int) -> bool:
+    """Whether nobody listens on this port, and this process is the first one to pick it.
 
     A stack picks all its ports before most of its servers listen. Who picks a TCP port keeps the UDP port of the same number, which
     nobody uses: so none is picked twice, by other processes either, and all are given back when this one ends.
@@ -41,9 +41,9 @@ def _claim(port: int) -> bool:
         claim.close()
         return False
     claim.detach()
-    return True
+    return port_is_free(port)
 
 
 def next_free_port(after: int, avoid: frozenset[int] = frozenset()) -> int:
-    """The first free port above `after` that is not in `avoid`."""
-    return next(port for port in range(after + 1, 65_536) if port not in avoid and port_is_free(port))
+    """The first port above `after` like those of `free_port`, and not in `avoid`."""
+    return next(port for port in range(after + 1, 65_536) if port not in avoid and _pick(port))

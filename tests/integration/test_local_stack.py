@@ -363,6 +363,23 @@ async def test_nothing_survives_kill_9_of_the_stack_and_the_next_start_succeeds(
     await until(lambda: not any(map(lives, family)))
 
 
+PICK_FROM = """
+import itertools, random, sys
+from deploy.local.ports import free_port, next_free_port
+first = int(sys.argv[1])
+candidates = itertools.count(first)
+random.randrange = lambda *_: next(candidates)
+print(next_free_port(first - 1), free_port())
+"""
+
+
+def test_port_is_given_to_one_process_alone_before_anybody_listens() -> None:
+    port = free_port()
+    said = subprocess.check_output([sys.executable, "-c", PICK_FROM, str(port)], cwd=ROOT, text=True)
+    picked = [int(each) for each in said.split()]
+    assert len({port, *picked}) == 3
+
+
 async def test_two_stacks_run_their_servers_side_by_side(tmp_path: Path) -> None:
     servers: list[Nats | Postgres] = []
     for name in ("one", "two"):
