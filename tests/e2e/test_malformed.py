@@ -199,7 +199,7 @@ async def test_listeners_of_events_live_through_nonsense(sign_in: SignIn, person
         return {result["resource_version"] for result in results} == {2}
 
     good(await person.http.patch(f"/api/resources/{resource['id']}", json={"description": "Changed."}))
-    # Much less than the ten seconds after which executors would have forgotten what they knew.
+    # After ten seconds executors forget by themselves; `test_executor_runs` shows that they do not wait for that.
     await until(new_version)
 
     for _ in range(4):

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from contracts.base import new_execution_id
-from contracts.catalog import Availability, CostPlusPrice, FixedPrice, ModelChanged, Timeouts
+from contracts.catalog import Availability, CostPlusPrice, FixedPrice, ModelChanged, ResourceChanged, Timeouts
 from contracts.errors import ErrorCode
 from contracts.execution import (
     Caller,
@@ -26,7 +26,8 @@ from contracts.execution import (
     Receipt,
 )
 from contracts.keys import KeysChanged
-from contracts.subjects import EXECUTION_CANCELING, EXECUTION_LIST, KEYS_CHANGED, MODEL_CHANGED
+from contracts.subjects import EXECUTION_CANCELING, EXECUTION_LIST, KEYS_CHANGED, MODEL_CHANGED, RESOURCE_CHANGED
+from services.executor import resolutions
 from services.runtime.service import Service
 from tests.integration.executor_parts import ADA, BOB, EVE, House, begin, executor_in
 from tests.waiting import until
@@ -105,8 +106,11 @@ async def test_one_lease_serves_many_runs_until_the_key_changes(house: House) ->
     await until(leased_again)
 
 
-@pytest.mark.parametrize("change", ["retired", "expiring", "expiry_withdrawn"])
-async def test_what_is_kept_of_a_resource_is_dropped_when_one_of_its_models_changes(house: House, change: str) -> None:
+@pytest.mark.parametrize("change", ["retired", "expiring", "expiry_withdrawn", None])
+async def test_what_is_kept_of_a_resource_is_dropped_when_it_or_one_of_its_models_changes(
+    house: House, monkeypatch: pytest.MonkeyPatch, change: str | None
+) -> None:
+    monkeypatch.setattr(resolutions, "_KEEP_S", 3600)  # it is not asked for again by itself
     config = {"model_id": "sandbox/fast", "fallback_models": ["sandbox/echo"], "prompt_template": "{{text}}"}
     resource = house.other.offer("sandbox/fast", config=config)
     assert (await house.run(resource)).cost == PriceOnly(price_usd=PRICE)
@@ -114,13 +118,16 @@ async def test_what_is_kept_of_a_resource_is_dropped_when_one_of_its_models_chan
     house.other.resources[resource] = kept.model_copy(
         update={"pricing": FixedPrice(mode="fixed", price_usd=Decimal("0.02"))}
     )
-    event = ModelChanged.model_validate({"model_id": "sandbox/echo", "change": change, "sync_id": 7})
-    await house.catalog.publish(MODEL_CHANGED, event)
+    if change is None:
+        edit = {"resource_id": resource, "owner": "ada", "slug": "made", "change": "updated", "version": 4}
+        await house.catalog.publish(RESOURCE_CHANGED, ResourceChanged.model_validate(edit))
+    else:
+        event = ModelChanged.model_validate({"model_id": "sandbox/echo", "change": change, "sync_id": 7})
+        await house.catalog.publish(MODEL_CHANGED, event)
 
     async def asked_again() -> bool:
         return (await house.run(resource)).cost.price_usd == Decimal("0.02")
 
-    # Well before it would have been asked again by itself.
     await until(asked_again)
 
 
