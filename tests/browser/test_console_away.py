@@ -49,7 +49,7 @@ async def mortal(own_stack: Stack) -> AsyncIterator[Stack]:
 async def running_long(page: Page, resource: dict[str, object]) -> None:
     """A run of `sandbox/long` that has begun to answer."""
     await page.goto(f"/resources/{resource['id']}/try")
-    await page.get_by_role("textbox", name="text").fill("a slow one")
+    await page.get_by_role("textbox", name="text").fill("a long one")
     await page.get_by_role("button", name="Run").click()
     await expect(page.locator(".run-text")).to_contain_text("word001")
 
@@ -58,7 +58,7 @@ async def whole(page: Page) -> None:
     """The run has gone on to its end, and nothing of it was lost or came twice."""
     await expect(page.locator(".run-state")).to_have_text("Done.")
     assert (await page.locator(".run-text").inner_text()).split() == LONG.split()
-    await expect(page.get_by_role("textbox", name="text")).to_have_value("a slow one")
+    await expect(page.get_by_role("textbox", name="text")).to_have_value("a long one")
 
 
 async def test_pages_say_that_the_service_is_away_and_come_back_by_themselves(browser: Browser, mortal: Stack) -> None:
@@ -131,8 +131,8 @@ async def test_what_was_typed_or_listed_stays_while_the_service_is_away(browser:
         await door.wait_for_url("**/models")
 
 
-async def slow_workflow(person: Person, resource: dict[str, object]) -> str:
-    """The address of a workflow of one slow step."""
+async def long_workflow(person: Person, resource: dict[str, object]) -> str:
+    """The address of a workflow of one long step."""
     step = {"name": "draft", "resource": resource["id"], "input": {"text": "rain"}}
     begun = await person.http.post("/api/workflows", json={"steps": [step]})
     return f"/workflows/{begun.json()['workflow_id']}"
@@ -146,7 +146,7 @@ async def test_what_runs_goes_on_where_it_was_when_the_service_is_back(browser: 
             other = await page.context.new_page()
             await running_long(page, resource)
             with upstream_frozen(mortal):
-                await other.goto(await slow_workflow(person, resource))
+                await other.goto(await long_workflow(person, resource))
                 await expect(other.get_by_role("listitem", name="draft")).to_contain_text("running")
                 await gateway.kill()
                 state = page.locator(".run-state")

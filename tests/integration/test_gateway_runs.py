@@ -638,6 +638,14 @@ async def test_run_is_seen_listed_and_canceled(client: httpx.AsyncClient, execut
     assert (missing.status_code, error_body(missing)["code"]) == (404, "not_found")
 
 
+async def read_along(asking: AbstractAsyncContextManager[httpx.Response], seen: list[str]) -> int:
+    """The status of an answer whose text is in `seen` as it comes."""
+    async with asking as response:
+        async for text in response.aiter_text():
+            seen.append(text)  # noqa: PERF401 - whoever waits for text looks at what has come so far
+    return response.status_code
+
+
 # Outages --------------------------------------------------------------------------------------------------------------
 
 
@@ -658,28 +666,21 @@ async def test_killed_bus_still_gives_the_caller_an_end(own_nats: Nats, credenti
         running_gateway(own_nats, credentials) as client,
         scripted_executor(own_nats, credentials, over_an_outage) as other,
     ):
-        seen = ""
-
-        async def ask() -> int:
-            nonlocal seen
-            async with client.stream("POST", "/api/execute", json={**BODY, "stream": stream}, timeout=60) as response:
-                async for text in response.aiter_text():
-                    seen += text
-            return response.status_code
-
-        pending = asyncio.create_task(ask())
-        await until(lambda: bool(other.views) and (not stream or "started" in seen))
+        seen: list[str] = []
+        asking = client.stream("POST", "/api/execute", json={**BODY, "stream": stream}, timeout=60)
+        pending = asyncio.create_task(read_along(asking, seen))
+        await until(lambda: bool(other.views) and (not stream or "started" in "".join(seen)))
         await own_nats.kill()
         await own_nats.start()
         await until(lambda: other.bus.connected)
         back.set()
         assert await asyncio.wait_for(pending, 60) == 200
     if stream:
-        events = events_of(seen)
+        events = events_of("".join(seen))
         assert [event.kind for event in events] == ["started", "snapshot", "completed"]
         assert events[1].data["text"] == events[2].data["text"] == "survived"
     else:
-        assert orjson.loads(seen)["text"] == "survived"
+        assert orjson.loads("".join(seen))["text"] == "survived"
 
 
 async def test_stopping_gateway_finishes_what_it_has_begun(
@@ -702,18 +703,12 @@ async def test_stopping_gateway_sends_its_views_to_another_one(
         await other.started(run)
         await other.text(run, 2, "Rain")
         path = f"/api/executions/{run}/events"
-        seen = ""
-
-        async def follow(gateway: httpx.URL) -> None:
-            nonlocal seen
-            async with outside.stream("GET", f"{gateway}{path}") as response:
-                async for text in response.aiter_text():
-                    seen += text
-
+        read: list[str] = []
         async with running_gateway(nats_server, credentials) as inside:
-            following = asyncio.create_task(follow(inside.base_url))
-            await until(lambda: "Rain" in seen)
+            following = asyncio.create_task(read_along(outside.stream("GET", f"{inside.base_url}{path}"), read))
+            await until(lambda: "Rain" in "".join(read))
         await following
+        seen = "".join(read)
         assert seen.endswith("retry: 500\n\n")
         assert [event.kind for event in events_of(seen.removesuffix("retry: 500\n\n"))] == ["started", "text"]
         await other.completed(run, 3)

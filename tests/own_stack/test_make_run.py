@@ -17,8 +17,6 @@ from tests.waiting import PATIENCE_S, until
 
 # make itself passes SIGTERM on; what else it was told can only be seen on Linux.
 TOLD = [signal.SIGTERM, signal.SIGINT, signal.SIGKILL] if sys.platform == "linux" else [signal.SIGTERM]
-
-
 START_S = 120
 
 
